@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import os
+
+# One thread: tiny tensors only lose to the synchronisation of more. Must be set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("WANDB_API_KEY", None)
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hydra
+import pytest
+from PIL import Image
+
+from vlmexp.config import Config, checked
+from vlmexp.data.example import Example
+from vlmexp.main import CONFIG_DIR
+
+ROOT = Path(__file__).parent.parent
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data sets, shared by all tests of a session."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def compose(tmp_path: Path, data_dir: Path) -> Callable[..., Config]:
+    """Compose and check a config as the command line would."""
+
+    def compose_config(*overrides: str) -> Config:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+            return checked(hydra.compose("config", [f"paths.data={data_dir}", f"paths.outputs={tmp_path}", *overrides]))
+
+    return compose_config
+
+
+@pytest.fixture
+def cli(tmp_path: Path, data_dir: Path) -> Cli:
+    """Run `python -m vlmexp ...` in a process of its own, in an empty working directory."""
+
+    def run(
+        *arguments: str, cwd: Path = tmp_path, timeout: float = 60, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "vlmexp", *arguments],
+            cwd=cwd,
+            env=cli_environment(data_dir) | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+def cli_environment(data_dir: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    return {**os.environ, "PYTHONPATH": path, "VLMEXP_DATA": str(data_dir), "COLUMNS": "160"}
+
+
+def only_run(folder: Path) -> Path:
+    """The one run directory below a folder."""
+    runs = [path.parent for path in folder.glob("**/run.json")]
+    assert len(runs) == 1, runs
+    return runs[0]
+
+
+@pytest.fixture(scope="session")
+def processor():
+    from vlmexp.models.load import ModelSource, load_processor
+
+    return load_processor(ModelSource("vlmexp:tiny"), pytest.fail)
+
+
+@pytest.fixture
+def model():
+    from vlmexp.models.load import ModelSource, load_model
+
+    return load_model(ModelSource("vlmexp:tiny"), pytest.fail)
+
+
+@pytest.fixture
+def make_collator(processor, compose):
+    from vlmexp.parts import build_collator
+
+    def make(*overrides: str, share_images: bool = False):
+        return build_collator(compose(*overrides), processor, share_images)
+
+    return make
+
+
+@pytest.fixture
+def draw(tmp_path: Path) -> Callable[..., Path]:
+    """Write an image of the given colour and size."""
+
+    def write(color: str, size: tuple[int, int] = (64, 64)) -> Path:
+        path = tmp_path / f"{color}-{size[0]}x{size[1]}.png"
+        Image.new("RGB", size, color).save(path)
+        return path
+
+    return write
+
+
+def example(question: str, answer: str | Sequence[str], *images: Path, id: str = "0") -> Example:
+    answers = (answer,) if isinstance(answer, str) else tuple(answer)
+    return Example(id=id, fields={"question": question}, answers=answers, images=images, metadata={})
+
+
+@pytest.fixture
+def vqa_files(tmp_path: Path) -> Path:
+    """A small data set in a folder: train.jsonl and test.jsonl with coloured squares."""
+    folder = tmp_path / "squares"
+    folder.mkdir()
+    colors = ["red", "green", "blue", "yellow", "black", "gray", "teal", "brown"]
+    for name, count in (("train", 48), ("test", 16)):
+        rows = []
+        for index in range(count):
+            color = colors[index % len(colors)]
+            image = folder / f"{name}-{index // 2}.png"
+            Image.new("RGB", (64, 64), colors[(index // 2) % len(colors)]).save(image)
+            rows.append({"picture": image.name, "query": f"what color is it? ({index})", "response": color})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

@@ -1,0 +1,158 @@
+"""What a user who makes a mistake gets to read, and what the shell costs."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, cli_environment, only_run
+
+MISTAKES = {
+    "peft.rr=3": ["peft.rr=3", "LoraConfig", "did you mean 'r'?"],
+    "+peft.rr=3": ["peft.rr=3", "did you mean 'r'?"],
+    "+trian.x=1": ["trian", "did you mean 'train'?"],
+    "trian.x=1": ["trian", "did you mean 'train'?"],
+    "model=qwen2v": ["model=qwen2v", "did you mean 'qwen2vl'?", "tiny"],
+    "stage=trian": ["'trian'", "did you mean 'train'?", "pipeline"],
+    "stage=nowhere.train": ["stage=nowhere.train", "no module 'nowhere'"],
+    "stage=vlmexp.pipeline.pipelin": ["has no function 'pipelin'"],
+    "train.learning_rat=1": ["did you mean 'learning_rate'?"],
+    "train.learning_rate=fast": ["train.learning_rate='fast'", "float"],
+    "train.output_dir=x": ["train.output_dir", "hydra.run.dir"],
+    "train.logging_steps=1.5": ["train.logging_steps=1.5", "whole number"],
+    "train.hub_token=secret": ["train.hub_token", "HF_TOKEN"],
+    "peft.r=abc": ["peft.r='abc'", "int"],
+    "peft.config_class=LoroConfig": ["'LoroConfig'", "did you mean 'LoraConfig'?"],
+    "seed=abc": ["seed", "'abc'"],
+    "seed=": ["seed"],
+    "=3": ["'=3'", "option=value"],
+    "foo": ["foo"],
+    "peft.r=[": ["'['"],
+    "modle=tiny": ["modle", "did you mean 'model'?"],
+    "model.dtype=bf16": ["model.dtype='bf16'", "bfloat16"],
+    "model.id=vlmexp:huge": ["vlmexp:huge", "vlmexp:tiny"],
+    "experiment=pretrain": ["experiment=pretrain", "did you mean 'pretrain_tiny'?"],
+    "evaluation.batch_size=0": ["evaluation.batch_size=0", "at least 1"],
+    "evaluation.split=tset": ["'tset'", "did you mean 'test'?"],
+    "evaluation.metrics=[vqa_acc]": ["'vqa_acc'", "did you mean 'vqa_accuracy'?"],
+    "dataset.columns.question=null": ["dataset.columns.question"],
+    "dataset.options.foo=3": ["dataset.options.foo=3", "easyvqa"],
+    "dataset.columns.image=picture": ["'picture'", "answer, answer_type, image"],
+    "collator.overlong=cut": ["collator.overlong='cut'", "shorten_text"],
+    "collator.messages.0.content.0.text='{sytem_prompt}'": ["{sytem_prompt}", "did you mean 'system_prompt'?"],
+    "run=/nowhere": ["run=/nowhere", "run.json"],
+    "~peft": ["peft"],
+}
+
+
+@pytest.mark.parametrize("argument", MISTAKES)
+def test_a_mistake_gets_one_clear_sentence(argument, cli):
+    done = cli(argument)
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("vlmexp: ")]
+    assert len(said) == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    for part in MISTAKES[argument]:
+        assert part in said[0]
+
+
+def test_an_option_of_full_fine_tuning_is_refused(cli):
+    done = cli("peft=none", "peft.r=3")
+    assert done.returncode == 2
+    assert "peft.r" in done.stderr
+    assert "choose peft=lora" in done.stderr
+
+
+def test_a_mistake_leaves_no_run_directory(cli, tmp_path):
+    cli("peft.rr=3")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_help_names_every_choice(cli):
+    done = cli("--help")
+    assert done.returncode == 0
+    for word in ("eval_finetuned", "qwen2vl_7b", "easyvqa", "dora", "run="):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["peft.rr=3"], ["model=qwen2v"]], ids=" ".join)
+def test_the_shell_is_free_of_torch(arguments, tmp_path, data_dir):
+    script = (
+        "import sys\nfrom vlmexp.main import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'wandb'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=tmp_path,
+        env=cli_environment(data_dir),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_dotenv_file_is_read_and_not_written_anywhere(cli, tmp_path):
+    (tmp_path / ".env").write_text("WANDB_API_KEY=not-a-real-key-but-secret\nVLMEXP_PROBE=seen\n")
+    (tmp_path / "probe.py").write_text(
+        "import os\ndef stage(config, run):\n    print('probe', os.environ['VLMEXP_PROBE'])\n    return {}\n"
+    )
+    done = cli("stage=probe.stage", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    assert "probe seen" in done.stdout, done.stderr
+    for path in only_run(tmp_path).rglob("*"):
+        if path.is_file():
+            assert "not-a-real-key" not in path.read_text(errors="replace"), path
+
+
+def test_a_failed_run_says_where_its_traceback_is(cli, tmp_path):
+    (tmp_path / "probe.py").write_text("def stage(config, run):\n    raise RuntimeError('out of luck')\n")
+    done = cli("stage=probe.stage", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    assert done.returncode == 1
+    assert "RuntimeError: out of luck" in done.stderr
+    assert "Traceback" not in done.stderr
+    log = only_run(tmp_path) / "train.log"
+    assert str(log) in done.stderr
+    assert "in stage" in log.read_text()
+
+
+# Lower rooms must not reach into higher ones; a part never reaches for a stage or for the run.
+LAYERS = [
+    {"errors", "files", "signatures", "provenance"},
+    {"config"},
+    {"runs", "report", "tracking"},
+    {"data", "models"},
+    {"collator"},
+    {"parts"},
+    {"evaluation"},
+    {"training"},
+    {"pipeline"},
+    {"command_line", "main", "__main__"},
+]
+STAGE_FILES = {"data/stage.py", "training/stage.py", "evaluation/stage.py", "training/callbacks.py"}
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vlmexp"):
+            names = [node.module] if node.module != "vlmexp" else [f"vlmexp.{alias.name}" for alias in node.names]
+            found |= {name.split(".")[1] for name in names if "." in name}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "vlmexp").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_point_one_way(path):
+    level = {room: number for number, layer in enumerate(LAYERS) for room in layer}
+    name = path.relative_to(ROOT / "vlmexp")
+    room = name.parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    assert all(level[other] <= level[room] for other in imports_of(path))
+    is_part = level[room] > level["runs"] and len(name.parts) > 1 and str(name) not in STAGE_FILES
+    if is_part:
+        assert not imports_of(path) & {"config", "runs"}, "a part takes plain arguments"

@@ -1,0 +1,3 @@
+from vlmexp.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""From examples to batches: prompts, tokens, label masks, shared image prefixes."""

@@ -1,0 +1,135 @@
+"""The collator: examples to a batch for training or for generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import ProcessorMixin
+
+from vlmexp.collator.encode import Row, append_answer, encode_prompts
+from vlmexp.collator.prompt import PromptTemplate
+from vlmexp.collator.sharing import BRANCHES, PADDING, pack
+from vlmexp.data.example import Example
+from vlmexp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Which tokens carry no loss.
+
+    Attributes:
+        pad: padding.
+        media: placeholder tokens of images (they are inputs, never something to say).
+        prompt: everything before the answer.
+        ignore_index: the label of a token without loss; the loss functions of torch take -100.
+    """
+
+    pad: bool = True
+    media: bool = True
+    prompt: bool = False
+    ignore_index: int = -100
+
+
+@dataclass
+class Collator:
+    """Turns examples into the model's inputs.
+
+    Called by a DataLoader it gives a training batch, padded on the right:
+
+        input_ids       [batch, tokens]
+        attention_mask  [batch, tokens]
+        labels          [batch, tokens]  ignore_index where there is no loss
+        branch_ids      [batch, tokens]  with `share_images`, see vlmexp.collator.sharing; a row is then an image
+        ...             whatever else the processor gives
+
+    Args:
+        end_of_turn: the token that ends an answer; None: the tokenizer's EOS.
+        share_images: put all questions of a batch about the same media behind one prefix.
+    """
+
+    processor: ProcessorMixin
+    template: PromptTemplate
+    masking: Masking = field(default_factory=Masking)
+    share_images: bool = False
+    end_of_turn: str | None = None
+
+    def __post_init__(self) -> None:
+        tokenizer = self.processor.tokenizer
+        self.end_id: int | None = tokenizer.eos_token_id
+        if self.end_of_turn is not None:
+            self.end_id = tokenizer.get_vocab().get(self.end_of_turn)
+        if self.end_id is None:
+            raise UserError(f"model.end_of_turn={self.end_of_turn} is no token of this model's tokenizer.")
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
+        self.media_ids = media_token_ids(self.processor)
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        prompts, media = encode_prompts(self.processor, self.template, examples, once_per_media=self.share_images)
+        rows = [append_answer(row, self.answer_ids(example)) for row, example in zip(prompts, examples, strict=True)]
+        labelled = [(row, self.labels(row)) for row in rows]
+        if not self.share_images:
+            return self._padded([row for row, _ in labelled], [labels for _, labels in labelled], None) | media
+        groups: dict[tuple[str, ...] | int, list[tuple[Row, list[int]]]] = {}
+        for number, item in enumerate(labelled):
+            groups.setdefault(item[0].media_key or number, []).append(item)
+        packed = [pack(group, self.masking.ignore_index) for group in groups.values()]
+        return self._padded([p[0] for p in packed], [p[1] for p in packed], [p[2] for p in packed]) | media
+
+    def prompts(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """A batch for generation, padded on the left, without answers."""
+        rows, media = encode_prompts(self.processor, self.template, examples, once_per_media=False)
+        return self._padded(rows, None, None, left=True) | media
+
+    def answer_ids(self, example: Example) -> list[int]:
+        """The answer's tokens and the end of the turn."""
+        text = self.template.answer(example.fields, example.answer)
+        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert self.end_id is not None
+        return [*ids, self.end_id]
+
+    def labels(self, row: Row) -> list[int]:
+        """The row's token ids, with `ignore_index` where there is no loss."""
+        masking = self.masking
+        return [
+            masking.ignore_index
+            if (masking.prompt and position < row.prompt_length) or (masking.media and token in self.media_ids)
+            else token
+            for position, token in enumerate(row.sequences["input_ids"])
+        ]
+
+    def _padded(
+        self, rows: list[Row], labels: list[list[int]] | None, branches: list[list[int]] | None, left: bool = False
+    ) -> dict[str, torch.Tensor]:
+        columns = {name: [row.sequences[name] for row in rows] for name in rows[0].sequences}
+        fill = dict.fromkeys(columns, 0) | {"input_ids": self.pad_id}
+        if labels is not None:
+            columns["labels"] = labels
+            fill["labels"] = self.masking.ignore_index if self.masking.pad else self.pad_id
+        if branches is not None:
+            columns[BRANCHES] = branches
+            fill[BRANCHES] = PADDING
+        width = max(map(len, rows))
+        batch = {}
+        for name, values in columns.items():
+            tensor = torch.full((len(rows), width), fill[name], dtype=torch.long)
+            for index, row in enumerate(values):
+                start = width - len(row) if left else 0
+                tensor[index, start : start + len(row)] = torch.tensor(row)
+            batch[name] = tensor
+        return batch
+
+
+def media_token_ids(processor: ProcessorMixin) -> frozenset[int]:
+    """Ids of the placeholder tokens that stand for media."""
+    tokenizer = processor.tokenizer
+    found = set()
+    for owner in (processor, tokenizer):
+        for name in ("image_token_id", "video_token_id"):
+            if isinstance(value := getattr(owner, name, None), int):
+                found.add(value)
+        for name in ("image_token", "video_token"):
+            if isinstance(token := getattr(owner, name, None), str) and token in tokenizer.get_vocab():
+                found.add(tokenizer.convert_tokens_to_ids(token))
+    return frozenset(found)

@@ -1,0 +1,151 @@
+"""Prompts and answers to token rows.
+
+The processor sees each distinct set of media once. The other questions about the same media get their tokens from the
+tokenizer alone and the expanded placeholders from the first: exactly what the processor would have given them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import ProcessorMixin
+
+from vlmexp.collator.prompt import PromptTemplate
+from vlmexp.data.example import Example, load_image
+
+
+@dataclass
+class Row:
+    """One example as tokens. `sequences` holds every per-token input that the processor gave, `input_ids` included.
+
+    `sequences[name]` has one value a token, all of the same length; the answer begins at `prompt_length`.
+    """
+
+    sequences: dict[str, list[int]]
+    prompt_length: int
+    media_key: tuple[str, ...]
+    media_end: int  # index after the last token that the media expanded to; 0 without media
+
+    def __len__(self) -> int:
+        return len(self.sequences["input_ids"])
+
+
+def encode_prompts(
+    processor: ProcessorMixin, template: PromptTemplate, examples: Sequence[Example], once_per_media: bool
+) -> tuple[list[Row], dict[str, torch.Tensor]]:
+    """Token rows of the prompts, and the media inputs of the batch.
+
+    With `once_per_media` the media inputs hold each distinct set of media once, in the order of first appearance;
+    without it once an example.
+    """
+    prompts = [template.render(example.fields, len(example.images)) for example in examples]
+    keys = [tuple(map(str, example.images)) for example in examples]
+    raw = tokenize(processor, prompts)
+    first: dict[tuple[str, ...], int] = {}
+    if once_per_media:
+        for index, key in enumerate(keys):
+            if key:
+                first.setdefault(key, index)
+    chosen = list(first.values()) if once_per_media else [i for i, key in enumerate(keys) if key]
+    rows: list[Row | None] = [None] * len(examples)
+    media: dict[str, torch.Tensor] = {}
+    if chosen:
+        images = [[load_image(path) for path in examples[i].images] for i in chosen]
+        batch = processor(
+            text=[prompts[i] for i in chosen], images=images, padding=True, padding_side="right", return_tensors="pt",
+            **_special_token_arguments(processor, prompts[chosen[0]]),
+        )  # fmt: skip
+        sequences, media = _split(batch)
+        for position, index in enumerate(chosen):
+            length = int(sequences["attention_mask"][position].sum())
+            tokens = {name: values[position, :length].tolist() for name, values in sequences.items()}
+            rows[index] = Row(tokens, length, keys[index], _media_end(raw[index], tokens["input_ids"]))
+    for index, row in enumerate(rows):
+        if row is None and keys[index]:
+            source = first[keys[index]]
+            rows[index] = _with_media_of(rows[source], raw[source], raw[index])
+        elif row is None:
+            rows[index] = Row(
+                {"input_ids": raw[index], "attention_mask": [1] * len(raw[index])}, len(raw[index]), (), 0
+            )
+    complete = [row for row in rows if row is not None]
+    _fill_missing_sequences(complete)
+    return complete, media
+
+
+def append_answer(row: Row, answer_ids: list[int]) -> Row:
+    """The row with the answer's tokens after the prompt; other per-token inputs continue as text."""
+    sequences = {
+        name: values + (answer_ids if name == "input_ids" else [_text_value(name)] * len(answer_ids))
+        for name, values in row.sequences.items()
+    }
+    return Row(sequences, row.prompt_length, row.media_key, row.media_end)
+
+
+def tokenize(processor: ProcessorMixin, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of rendered prompts, placeholders not expanded."""
+    if not texts:
+        return []
+    ids = processor.tokenizer(list(texts), **_special_token_arguments(processor, texts[0]))["input_ids"]
+    return [list(row) for row in ids]
+
+
+def _special_token_arguments(processor: ProcessorMixin, prompt: str) -> dict[str, Any]:
+    # A chat template that writes the BOS token itself must not get a second one.
+    bos = processor.tokenizer.bos_token
+    return {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
+
+
+def _split(batch: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Per-token inputs (the shape of input_ids) and the others."""
+    shape = batch["input_ids"].shape
+    sequences = {name: value for name, value in batch.items() if getattr(value, "shape", None) == shape}
+    return sequences, {name: value for name, value in batch.items() if name not in sequences}
+
+
+def _text_value(name: str) -> int:
+    # PaliGemma numbers the answer 1 and the prompt 0; everywhere else a text token's type is 0.
+    return 1 if name in ("attention_mask", "token_type_ids") else 0
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    length = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def _media_end(raw: list[int], expanded: list[int]) -> int:
+    """Index in `expanded` after the last expanded placeholder."""
+    prefix = _common_prefix(raw, expanded)
+    suffix = _common_prefix(raw[prefix:][::-1], expanded[::-1])
+    return len(expanded) - suffix
+
+
+def _with_media_of(source: Row | None, source_raw: list[int], raw: list[int]) -> Row:
+    """The row of another question about the same media."""
+    assert source is not None
+    tail = source.prompt_length - source.media_end  # text tokens after the media, in the source's prompt
+    head = len(source_raw) - tail
+    if raw[:head] != source_raw[:head]:
+        raise RuntimeError("two prompts about the same media differ before the media's end")
+    text = raw[head:]
+    sequences = {
+        name: values[: source.media_end]
+        + (text if name == "input_ids" else [values[source.prompt_length - 1]] * len(text))
+        for name, values in source.sequences.items()
+    }
+    return Row(sequences, source.media_end + len(text), source.media_key, source.media_end)
+
+
+def _fill_missing_sequences(rows: list[Row]) -> None:
+    """Give rows without media the per-token inputs that rows with media have."""
+    names = {name for row in rows for name in row.sequences}
+    for row in rows:
+        for name in names - row.sequences.keys():
+            row.sequences[name] = [0] * len(row)

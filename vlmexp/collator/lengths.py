@@ -1,0 +1,138 @@
+"""Token lengths from text and image headers alone, and what happens to examples that are too long.
+
+No pixel is decoded for a length: how many tokens an image becomes depends on its size only, so one blank image of each
+size is shown to the processor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import overload
+
+from PIL import Image
+
+from vlmexp.collator.batch import Collator
+from vlmexp.collator.encode import tokenize
+from vlmexp.data.example import Example, image_size
+from vlmexp.errors import UserError
+
+_CHUNK = 2048  # examples tokenized at a time
+
+
+class Fitted(Sequence[Example]):
+    """Examples that all fit into `max_length` tokens.
+
+    Attributes:
+        lengths: tokens of each example, media (and the answer, if it counts) included.
+        dropped, shortened: ids of the examples that were left out or lost the end of their question.
+    """
+
+    def __init__(self, examples: Sequence[Example], kept: Sequence[int], replaced: dict[int, Example]) -> None:
+        self._examples, self._kept, self._replaced = examples, kept, replaced
+        self.lengths: list[int] = []
+        self.dropped: list[str] = []
+        self.shortened: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        original = self._kept[index]
+        return self._replaced.get(original) or self._examples[original]
+
+    @property
+    def kept(self) -> Sequence[int]:
+        """Index of each example in the sequence that it came from."""
+        return self._kept
+
+
+def token_lengths(collator: Collator, examples: Sequence[Example], with_answer: bool) -> list[int]:
+    """Tokens that each example becomes, exactly as the collator will make them."""
+    media_tokens: dict[tuple[tuple[int, int], ...], int] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    lengths = []
+    for start in range(0, len(examples), _CHUNK):
+        chunk = examples[start : start + _CHUNK]
+        raw = tokenize(collator.processor, [collator.template.render(e.fields, len(e.images)) for e in chunk])
+        answers = [len(collator.answer_ids(example)) if with_answer else 0 for example in chunk]
+        for example, ids, answer in zip(chunk, raw, answers, strict=True):
+            key = tuple(
+                sizes[str(path)] if str(path) in sizes else sizes.setdefault(str(path), image_size(path))
+                for path in example.images
+            )
+            if key not in media_tokens:
+                media_tokens[key] = _media_tokens(collator, example, key)
+            lengths.append(len(ids) + media_tokens[key] + answer)
+    return lengths
+
+
+def fit(
+    collator: Collator, examples: Sequence[Example], max_length: int, overlong: str, with_answer: bool = True
+) -> Fitted:
+    """Apply the overlong policy.
+
+    Args:
+        overlong: `error`; `drop`, which leaves the example out; or `shorten_text`, which takes tokens from the end of
+            the question. Media tokens are never cut.
+
+    Raises:
+        UserError: the policy is `error` and an example is too long, or shortening is not enough.
+    """
+    lengths = token_lengths(collator, examples, with_answer)
+    too_long = [index for index, length in enumerate(lengths) if length > max_length]
+    if too_long and overlong == "error":
+        worst = max(too_long, key=lengths.__getitem__)
+        raise UserError(
+            f"{len(too_long)} of {len(examples)} examples are longer than collator.max_length={max_length} tokens; "
+            f"the longest, {examples[worst].id}, has {lengths[worst]}. Raise collator.max_length, or set "
+            "collator.overlong to drop or shorten_text."
+        )
+    if overlong == "drop":
+        dropped = set(too_long)
+        kept = [index for index in range(len(examples)) if index not in dropped]
+        result = Fitted(examples, kept, {})
+        result.dropped = [examples[index].id for index in too_long]
+        result.lengths = [lengths[index] for index in kept]
+        return result
+    shortened = {index: _shortened(collator, examples[index], lengths[index] - max_length) for index in too_long}
+    result = Fitted(examples, range(len(examples)), shortened)
+    result.shortened = [examples[index].id for index in too_long]
+    if shortened:
+        again = token_lengths(collator, list(shortened.values()), with_answer)
+        for index, length in zip(shortened, again, strict=True):
+            lengths[index] = length
+    result.lengths = lengths
+    return result
+
+
+def _shortened(collator: Collator, example: Example, excess: int) -> Example:
+    """The example without the last `excess` tokens (or a few more) of its question."""
+    tokenizer = collator.processor.tokenizer
+    ids = tokenizer(collator.template.plain(example.fields["question"]), add_special_tokens=False)["input_ids"]
+    fields = dict(example.fields)
+    for keep in range(len(ids) - excess, -1, -1):
+        fields["question"] = tokenizer.decode(ids[:keep], skip_special_tokens=False)
+        candidate = dataclasses.replace(example, fields=fields)
+        if len(tokenizer(fields["question"], add_special_tokens=False)["input_ids"]) <= len(ids) - excess:
+            return candidate
+    raise UserError(
+        f"Example {example.id} is {excess} tokens longer than collator.max_length, and its question has only "
+        f"{len(ids)}: its images alone are too large. Raise collator.max_length, or set collator.overlong=drop."
+    )
+
+
+def _media_tokens(collator: Collator, example: Example, sizes: tuple[tuple[int, int], ...]) -> int:
+    """How many tokens images of these sizes add to an example's raw prompt."""
+    if not sizes:
+        return 0
+    text = collator.template.render(example.fields, len(sizes))
+    blank = [Image.new("RGB", size) for size in sizes]
+    expanded = collator.processor(text=[text], images=[blank])["input_ids"][0]
+    return len(expanded) - len(tokenize(collator.processor, [text])[0])

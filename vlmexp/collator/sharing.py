@@ -1,0 +1,81 @@
+"""Several questions behind one image prefix: exactly the separate samples' loss and gradients for fewer tokens.
+
+    separate   [image question1 answer1]        packed   [image question1 answer1 question2 answer2 ...]
+               [image question2 answer2]        branch      0       1        1        2        2
+
+A branch sees the prefix and itself, and its positions go on from the prefix's end, so every token gets the hidden state
+that it would have alone. The collator packs rows and numbers branches; `branch_inputs` turns the numbers into the mask
+and positions, for which the model must be at hand (M-RoPE).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmexp.collator.encode import Row
+
+BRANCHES = "branch_ids"  # [batch, tokens]: 0 prefix, 1.. branches, -1 padding
+PADDING = -1
+
+
+def pack(rows: Sequence[tuple[Row, list[int]]], ignore_index: int) -> tuple[Row, list[int], list[int]]:
+    """Pack rows about the same media, each with its labels, into one row: (row, labels, branch ids).
+
+    The prefix is what the prompts have in common, up to one token before the shortest prompt's end: the token from
+    which an answer's first token is predicted must be the branch's own. Labels in a prefix must all be `ignore_index`.
+    """
+    first = rows[0][0]
+    shared = min(row.prompt_length for row, _ in rows) - 1
+    for row, _ in rows[1:]:
+        same = (a == b for a, b in zip(first.sequences["input_ids"][:shared], row.sequences["input_ids"], strict=False))
+        shared = next((index for index, equal in enumerate(same) if not equal), shared)
+    if shared < first.media_end:
+        raise RuntimeError("the shared prefix must hold all of the media's tokens")
+    if any(label != ignore_index for _, labels in rows for label in labels[: shared + 1]):
+        raise RuntimeError("a shared prefix cannot carry a loss")
+    sequences = {name: list(values[:shared]) for name, values in first.sequences.items()}
+    labels, branches = [ignore_index] * shared, [0] * shared
+    for number, (row, row_labels) in enumerate(rows, start=1):
+        for name, values in sequences.items():
+            values += row.sequences[name][shared:]
+        labels += row_labels[shared:]
+        branches += [number] * (len(row) - shared)
+    return Row(sequences, shared, first.media_key, first.media_end), labels, branches
+
+
+def branch_inputs(model: nn.Module, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Replace `branch_ids` and the 2-D attention mask by a 4-D mask and position ids."""
+    batch = dict(batch)
+    branch = batch.pop(BRANCHES)
+    present = batch.pop("attention_mask")
+    tokens = branch.shape[1]
+    index = torch.arange(tokens, device=branch.device)
+    seen = (index[:, None] >= index[None, :]) & ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None]))
+    mask = torch.zeros(seen.shape, dtype=dtype, device=branch.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    prefix_length = (branch == 0).sum(1, keepdim=True)
+    is_start = torch.cat([torch.zeros_like(branch[:, :1]), (branch[:, 1:] != branch[:, :-1]).long()], dim=1)
+    branch_start = torch.where(is_start.bool(), index, 0).cummax(1).values
+    skipped = torch.where(branch > 0, branch_start - prefix_length, 0).clamp(min=0)  # tokens of earlier branches
+    linear = _linear_positions(model, {**batch, "attention_mask": present})
+    positions = (linear - skipped).clamp(min=0) if linear is not None else (index - skipped).clamp(min=0)
+    return {**batch, "attention_mask": mask[:, None], "position_ids": positions}
+
+
+def _linear_positions(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """[3, batch, tokens] positions of the packed rows read as plain text, for models with M-RoPE; else None.
+
+    Behind the media M-RoPE counts text tokens one by one in all three dimensions, so a branch's positions are these
+    minus the tokens of the branches before it.
+    """
+    rope: Any = next((m.get_rope_index for m in model.modules() if hasattr(m, "get_rope_index")), None)
+    if rope is None:
+        return None
+    wanted = inspect.signature(rope).parameters
+    positions = rope(**{name: value for name, value in batch.items() if name in wanted})[0]
+    assert isinstance(positions, torch.Tensor)
+    return positions

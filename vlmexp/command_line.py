@@ -1,0 +1,134 @@
+"""What happens to the command line before Hydra sees it: .env, `run=`, and errors in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from vlmexp import config as schema
+from vlmexp.config import Config
+from vlmexp.errors import UserError, closest
+from vlmexp.runs import refuse_other_config, require_run
+
+HELP = """\
+vlmexp fine-tunes vision-language models: one config, one command, one run directory.
+
+  python -m vlmexp                                 the whole pipeline: a tiny VLM on easy-VQA, on a CPU
+  python -m vlmexp model=qwen2vl stage=train       another model, one stage
+  python -m vlmexp peft.r=32 train.max_steps=100   any option of PEFT's and the Trainer's own classes
+  python -m vlmexp run=outputs/DAY/TIME            continue a run from its newest checkpoint
+  python -m vlmexp -m peft.r=8,16 seed=0,1         a sweep: one run for each combination
+  python -m vlmexp model=qwen2vl --cfg job         show every option with its value, and stop
+
+  stage=  {stages}, or a dotted path to a function of (config, run)
+  run=    a run directory: to continue, or for eval_finetuned to evaluate
+
+Hydra's own flags: --hydra-help. Tab completion: eval "$(vlmexp -sc install=bash)"
+
+Groups:
+"""
+
+# Stages that work inside the directory named by run=; the others read it and write to one of their own.
+CONTINUING = ("pipeline", "download", "eval_base", "train")
+
+
+def read_dotenv() -> None:
+    """Put the values of ./.env into the environment, unless they are set there already."""
+    if Path(".env").is_file():
+        from dotenv import load_dotenv
+
+        load_dotenv(".env")
+
+
+def overrides(arguments: list[str]) -> list[str]:
+    """The arguments that are Hydra overrides and not flags."""
+    found = [
+        argument for argument in arguments if not argument.startswith("-") and ("=" in argument or argument[:1] == "~")
+    ]
+    for override in found:
+        if not key_of(override):
+            raise UserError(f"{override!r} sets nothing: write option=value, for example peft.r=16.")
+    return found
+
+
+def help_text(config_dir: Path, stages: Iterable[str]) -> str:
+    """The answer to --help: the idea, examples, and every group with its choices and what their files say of them."""
+    lines = [HELP.format(stages=" | ".join(stages))]
+    for group in sorted(path for path in config_dir.iterdir() if path.is_dir()):
+        choices = sorted(group.glob("*.yaml"))
+        if not choices:
+            continue
+        lines.append(f"  {group.name}=")
+        for choice in choices:
+            first = choice.read_text(encoding="utf-8").splitlines()[0]
+            lines.append(f"    {choice.stem:<16} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
+    return "\n".join(lines)
+
+
+def is_single_run(arguments: list[str]) -> bool:
+    """Whether the command starts one run: no sweep, no question about the config, no other config folder."""
+    if any(argument in ("-m", "--multirun", "--experimental-rerun") for argument in arguments):
+        return False
+    return all(argument in overrides(arguments) for argument in arguments)
+
+
+def key_of(override: str) -> str:
+    """`peft.r` of `++peft.r=3`."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def inherit_from_run(arguments: list[str]) -> list[str]:
+    """With `run=DIRECTORY`, put that run's own overrides before the given ones, and continue in its directory.
+
+    Raises:
+        UserError: the directory is no run directory.
+    """
+    given = overrides(arguments)
+    named = {key_of(override): override.partition("=")[2] for override in given}
+    wanted = named.get("run")
+    if not wanted or wanted == "null" or "-m" in arguments or "--multirun" in arguments:
+        return arguments
+    directory = Path(wanted.strip("'\"")).expanduser()
+    record = require_run(directory, Path(named.get("paths.outputs", "outputs")))
+    inherited = [text for text in record["overrides"] if key_of(text) not in named | {"hydra.run.dir": ""}]
+    stage = named.get("stage", record["stage"])
+    flags = [argument for argument in arguments if argument not in given]
+    if stage in CONTINUING or stage == record["stage"]:
+        inside = [f"hydra.run.dir={_quoted(directory.resolve())}", "hydra.output_subdir=null"]
+        source = [text for text in record["overrides"] if key_of(text) == "run"]
+        rest = [text for text in given if key_of(text) != "run"]
+        return [*flags, *inherited, *source, f"stage={stage}", *(t for t in rest if key_of(t) != "stage"), *inside]
+    return [*flags, *inherited, *given]
+
+
+def refuse_occupied_directory(given: list[str], config: Config) -> None:
+    """With an explicit `hydra.run.dir`, refuse a directory of another config before Hydra writes into it."""
+    import dataclasses
+
+    for override in given:
+        if key_of(override) == "hydra.run.dir":
+            directory = Path(override.partition("=")[2].strip("'\""))
+            if (directory / "run.json").exists():
+                refuse_other_config(directory, dataclasses.asdict(config))
+
+
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """One sentence for an error of Hydra's or OmegaConf's composition."""
+    cause = error.__cause__
+    if isinstance(error, OmegaConfBaseException):
+        return schema.explain(error)
+    if isinstance(cause, OmegaConfBaseException):
+        return schema.explain(cause)
+    options = getattr(error, "options", None)
+    missing = getattr(error, "missing_cfg_file", None)
+    if missing and options:
+        group, _, name = str(missing).rpartition("/")
+        return f"{group}={name} does not exist{closest(name, options) or '.'} There are: {', '.join(options)}."
+    return " ".join(str(error).split())
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "\\'") + "'"

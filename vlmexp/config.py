@@ -1,0 +1,294 @@
+"""The schema: every option of vlmexp with its default, and the checks that need more than one option.
+
+Two leaves are open: `train` takes any field of `transformers.TrainingArguments`, `peft` any field of the PEFT
+configuration class that it names. Their keys are checked against the installed classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ValidationError as OmegaConfValidationError
+
+from vlmexp.errors import UserError, closest
+from vlmexp.signatures import check_fields
+
+SPLITS = ("train", "validation", "test")
+DTYPES = ("bfloat16", "float16", "float32")
+OVERLONG = ("error", "drop", "shorten_text")
+SHARE_IMAGES = ("auto", "always", "never")
+TRACKERS = ("none", "tensorboard", "wandb")
+# TrainingArguments that a run decides itself, and what to set instead.
+RESERVED_TRAIN = {
+    "output_dir": "hydra.run.dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "report_to": "tracking.report_to",
+    "run_name": "tracking.name",
+    "resume_from_checkpoint": "run=<directory>",
+    "hub_token": "the environment variable HF_TOKEN",
+}
+
+
+@dataclass
+class Model:
+    """Which model, and how it is loaded."""
+
+    id: str = "???"  # Hub id, local folder, or vlmexp:NAME for what the package ships
+    revision: str | None = None
+    model_class: str | None = None  # a class of import_path; null: AutoModelForImageTextToText
+    processor_class: str | None = None  # null: AutoProcessor
+    import_path: str = "transformers"
+    dtype: str = "bfloat16"  # bfloat16 | float16 | float32; on a CPU always float32
+    device_map: str | None = "auto"  # auto | cuda | cpu
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    random_init: bool = False  # take the configuration but not the weights
+    end_of_turn: str | None = None  # token that ends an answer; null: the tokenizer's EOS
+    shared_image_prefix: bool = False  # whether masks and positions allow several questions behind one image
+    model_kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of from_pretrained
+    processor_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Dataset:
+    """Where examples come from, what their columns mean and how answers are judged."""
+
+    name: str = "???"
+    version: str = "1"
+    source: str = "???"  # a name in vlmexp.data.sources or a dotted path
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the source
+    splits: dict[str, str | None] = field(default_factory=lambda: {name: name for name in SPLITS})  # ours: source's
+    validation_fraction: float = 0.05  # of the train split, where the source has no validation split
+    test_fraction: float = 0.1  # of the train split, where the source has no test split
+    split_seed: int = 0
+    max_examples: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(SPLITS))
+    columns: dict[str, str | None] = field(
+        default_factory=lambda: {"image": "image", "question": "question", "answer": "answer"}
+    )  # role: column
+    metadata: list[str] = field(default_factory=list)  # columns kept beside each prediction and reported per value
+    metrics: list[str] = field(default_factory=lambda: ["vqa_accuracy", "exact_match", "bleu", "rouge"])
+    max_new_tokens: int = 16
+
+
+@dataclass
+class Part:
+    """A piece of a message."""
+
+    type: str = "text"  # text | image
+    text: str | None = None
+
+
+@dataclass
+class Message:
+    """What a role says in the conversation that becomes the prompt."""
+
+    role: str = "user"  # system | user | assistant
+    content: list[Part] = field(default_factory=list)
+
+
+@dataclass
+class LabelMasking:
+    """Which tokens carry no loss."""
+
+    mask_pad_token: bool = True
+    mask_image_token: bool = True
+    mask_input_tokens: bool = False  # true: loss on the answer only
+    ignore_index: int = -100
+
+
+def _vqa_messages() -> list[Message]:
+    question = [Part(text="{system_prompt}"), Part(type="image"), Part(text="{question}")]
+    return [Message("user", question), Message("assistant", [Part(text="{answer}")])]
+
+
+@dataclass
+class Collator:
+    """How an example becomes tokens."""
+
+    system_prompt: str = "Answer briefly."
+    messages: list[Message] = field(default_factory=_vqa_messages)
+    max_length: int = 2048  # tokens, media included
+    overlong: str = "error"  # error | drop | shorten_text
+    label_masking: LabelMasking = field(default_factory=LabelMasking)
+    share_images: str = "auto"  # auto | always | never: one image prefix for all its questions in a batch
+
+
+@dataclass
+class Evaluation:
+    """What is generated and scored."""
+
+    split: str = "test"
+    batch_size: int = 32  # questions
+    max_examples: int | None = None  # a fixed random sample of the split; null: all of it
+    metrics: list[str] | None = None  # null: the data set's
+    max_new_tokens: int | None = None  # null: the data set's
+    generation: dict[str, Any] = field(default_factory=dict)  # further arguments of generate()
+
+
+@dataclass
+class Tracking:
+    """Where metrics go beside the run directory."""
+
+    report_to: str = "none"  # none | tensorboard | wandb
+    project: str = "vlmexp"
+    entity: str | None = None
+    name: str | None = None  # null: the run's id
+    mode: str | None = None  # wandb: online | offline | disabled; null: online with a key, offline without
+
+
+@dataclass
+class Paths:
+    """Where things are written."""
+
+    data: str = "???"  # prepared data sets, shared by all runs
+    outputs: str = "outputs"
+    multirun: str = "multirun"
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    stage: str = "pipeline"
+    run: str | None = None  # a run directory to continue or to evaluate
+    seed: int = 0
+    threads: int | None = None  # CPU threads of torch; null: torch decides
+    model: Model = field(default_factory=Model)
+    dataset: Dataset = field(default_factory=Dataset)
+    collator: Collator = field(default_factory=Collator)
+    peft: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    tracking: Tracking = field(default_factory=Tracking)
+    paths: Paths = field(default_factory=Paths)
+
+
+# Whose keys are not ours to list; they are checked where they are used.
+OPEN_LEAVES = (
+    "train",
+    "peft",
+    "model.model_kwargs",
+    "model.processor_kwargs",
+    "dataset.options",
+    "dataset.columns",
+    "evaluation.generation",
+)
+
+
+def schema_node() -> DictConfig:
+    """The schema for Hydra's ConfigStore; the open leaves accept new keys without a `+`."""
+    node = OmegaConf.structured(Config)
+    for leaf in OPEN_LEAVES:
+        OmegaConf.select(node, leaf)._set_flag("struct", False)
+    return node
+
+
+def checked(composed: DictConfig) -> Config:
+    """Turn a composed config into a `Config`, or raise a UserError that names the option, its value and a way out."""
+    try:
+        merged = OmegaConf.structured(Config)
+        # As plain values: between two configs of the schema's own type, OmegaConf lets unknown keys pass.
+        merged.merge_with(OmegaConf.create(OmegaConf.to_container(composed)))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from None
+    assert isinstance(config, Config)
+    _check_choices(config)
+    _check_open_leaves(config)
+    return config
+
+
+def explain(error: OmegaConfBaseException) -> str:
+    """One sentence for an error of OmegaConf: which option, which value, what is possible."""
+    key = str(error.full_key or error.key or "")
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and key:
+        parent, _, name = key.rpartition(".")
+        known = _keys_at(parent)
+        listing = f". There are: {', '.join(known)}." if known else "."
+        return f"{key}: {parent or 'the config'} has no option {name!r}{closest(name, known) or listing}"
+    first_line = str(error.msg if error.msg else error).splitlines()[0]
+    if isinstance(error, OmegaConfValidationError) and key:
+        return f"{key}: {first_line}."
+    return f"{key}: {first_line}" if key else first_line
+
+
+def _keys_at(path: str) -> list[str]:
+    node = OmegaConf.structured(Config)
+    found = OmegaConf.select(node, path) if path else node
+    if isinstance(found, ListConfig) or found is None:
+        return []
+    return sorted(str(key) for key in found)
+
+
+def _check_choices(config: Config) -> None:
+    for option, value, choices in (
+        ("model.dtype", config.model.dtype, DTYPES),
+        ("collator.overlong", config.collator.overlong, OVERLONG),
+        ("collator.share_images", config.collator.share_images, SHARE_IMAGES),
+        ("tracking.report_to", config.tracking.report_to, TRACKERS),
+        ("evaluation.split", config.evaluation.split, SPLITS),
+        *(("dataset.splits", name, SPLITS) for name in config.dataset.splits),
+        *(("dataset.max_examples", name, SPLITS) for name in config.dataset.max_examples),
+        *(
+            ("collator.messages.role", message.role, ("system", "user", "assistant"))
+            for message in config.collator.messages
+        ),
+        *(
+            ("collator.messages.type", part.type, ("text", "image"))
+            for m in config.collator.messages
+            for part in m.content
+        ),
+    ):
+        if value not in choices:
+            raise UserError(f"{option}={value!r} must be one of {', '.join(choices)}{closest(value, choices)}")
+    for option, number, least in (
+        ("collator.max_length", config.collator.max_length, 1),
+        ("evaluation.batch_size", config.evaluation.batch_size, 1),
+        ("evaluation.max_examples", config.evaluation.max_examples, 1),
+        ("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1),
+        ("dataset.max_new_tokens", config.dataset.max_new_tokens, 1),
+        ("threads", config.threads, 1),
+        *((f"dataset.max_examples.{name}", number, 1) for name, number in config.dataset.max_examples.items()),
+    ):
+        if number is not None and number < least:
+            raise UserError(f"{option}={number} must be at least {least}.")
+    for option, fraction in (
+        ("dataset.validation_fraction", config.dataset.validation_fraction),
+        ("dataset.test_fraction", config.dataset.test_fraction),
+    ):
+        if not 0 <= fraction < 1:
+            raise UserError(f"{option}={fraction} must be at least 0 and less than 1.")
+    for role in ("question", "answer"):
+        if not config.dataset.columns.get(role):
+            raise UserError(f"dataset.columns.{role} is not set: name the column that holds each example's {role}.")
+    if not config.collator.messages or config.collator.messages[-1].role != "assistant":
+        raise UserError(
+            "collator.messages must end with the assistant's message, which is what the model learns to say."
+        )
+    if config.collator.share_images == "always" and not config.collator.label_masking.mask_input_tokens:
+        raise UserError(
+            "collator.share_images=always needs collator.label_masking.mask_input_tokens=true: "
+            "a prompt that several questions share cannot carry a loss for each of them."
+        )
+
+
+def _check_open_leaves(config: Config) -> None:
+    for name, instead in RESERVED_TRAIN.items():
+        if name in config.train:
+            raise UserError(f"train.{name} is set by the run itself: use {instead} instead.")
+    check_fields("train", config.train, "transformers", "TrainingArguments")
+    for name in ("logging_steps", "eval_steps", "save_steps"):
+        value = config.train.get(name)
+        if value is not None and (value <= 0 or (value >= 1 and value != int(value))):
+            raise UserError(f"train.{name}={value} must be a whole number of steps, or a fraction of them below 1.")
+    method = config.peft.get("config_class")
+    if method is not None:
+        options = {name: value for name, value in config.peft.items() if name != "config_class"}
+        check_fields("peft", options, "peft", str(method))
+    elif set(config.peft) - {"config_class"}:
+        extra = ", ".join(sorted(set(config.peft) - {"config_class"}))
+        raise UserError(f"peft.{extra}: peft=none trains all weights and has no such option; choose peft=lora.")

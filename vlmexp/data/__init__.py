@@ -1,0 +1,1 @@
+"""Data sets: from a source to prepared splits on disk, and from those to examples."""

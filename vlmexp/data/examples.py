@@ -1,0 +1,62 @@
+"""The examples of one prepared split, read from a memory-mapped file."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import overload
+
+import datasets
+
+from vlmexp.data.example import Example, check_columns, to_example
+from vlmexp.data.prepare import Prepared
+from vlmexp.errors import UserError
+
+
+class Examples(Sequence[Example]):
+    """A split as a sequence of examples; media are paths until the collator opens them.
+
+    Args:
+        prepared: the prepared data set.
+        split: train, validation or test.
+        columns: role -> column.
+        metadata: columns to keep beside each example.
+        limit: a fixed random sample of so many rows (chosen by `seed`, kept in their order); None: all rows.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        split: str,
+        columns: Mapping[str, str | None],
+        metadata: Sequence[str] = (),
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not prepared.manifest["counts"].get(split):
+            raise UserError(f"The data set {prepared.folder.name} has no {split} split.")
+        table = datasets.Dataset.from_file(str(prepared.arrow(split)))
+        check_columns(columns, table.column_names, split)
+        self.population = len(table)
+        if limit is not None and limit < len(table):
+            table = table.select(sorted(random.Random(seed).sample(range(len(table)), limit)))
+        self._table, self._columns, self._metadata, self._root = table, columns, list(metadata), prepared.folder
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return to_example(self._table[index], self._columns, self._metadata, self._root)
+
+    def media_keys(self) -> list[str]:
+        """For each example, a text that is equal exactly for examples with the same media."""
+        column = self._columns.get("image")
+        if column is None or column not in self._table.column_names:
+            return [""] * len(self)
+        return [str(value) for value in self._table[column]]

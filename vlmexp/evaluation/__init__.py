@@ -1,0 +1,1 @@
+"""stage=eval_base and stage=eval_finetuned: generate, score, aggregate."""

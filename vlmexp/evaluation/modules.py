@@ -1,0 +1,44 @@
+"""The metrics as `evaluate` modules of the project's own: `evaluate.load` would fetch a script from the Hub.
+
+module("vqa_accuracy").compute(predictions=["red"], references=[["red", "red", "dark red"]])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import evaluate
+
+from vlmexp.evaluation.metrics import CORPUS_METRICS, METRICS
+from vlmexp.evaluation.score import mean_scores, score_examples
+
+
+class AnswerMetric(evaluate.Metric):  # type: ignore[misc]
+    """Mean of a per-example metric, or the corpus's value where that is the definition.
+
+    `config_name` is the metric's name in `vlmexp.evaluation.metrics.METRICS`.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=METRICS[self.config_name].__doc__ or "",
+            citation="",
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("string"),
+                    "references": datasets.Sequence(datasets.Value("string")),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        name = self.config_name
+        if name in CORPUS_METRICS:
+            return {name: CORPUS_METRICS[name](predictions, references)}
+        return mean_scores(score_examples(predictions, references, [name]))
+
+
+def module(name: str) -> AnswerMetric:
+    """The metric of that name, keeping its inputs in memory."""
+    return AnswerMetric(config_name=name, keep_in_memory=True)

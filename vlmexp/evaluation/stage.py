@@ -1,0 +1,177 @@
+"""stage=eval_base and stage=eval_finetuned."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vlmexp.collator.lengths import fit
+from vlmexp.config import Config, checked
+from vlmexp.data.examples import Examples
+from vlmexp.data.stage import prepared_data
+from vlmexp.errors import UserError
+from vlmexp.evaluation.generate import generate_answers
+from vlmexp.evaluation.score import find_metric, summarise
+from vlmexp.files import read_json, write_json, write_jsonl
+from vlmexp.models.adapter import load_adapter
+from vlmexp.models.load import load_model, load_processor
+from vlmexp.parts import build_collator, model_source, set_threads
+from vlmexp.report import print_paths, print_scores
+from vlmexp.runs import Run, finished_runs, read_config, require_run
+
+BASE, FINETUNED = "base_vlm_model", "finetuned_vlm_model"
+
+
+def eval_base(config: Config, run: Run) -> dict[str, Any]:
+    """Score the model as it is, before any fine-tuning."""
+    score_base(config, run)
+    return report(run, BASE)
+
+
+def eval_finetuned(config: Config, run: Run) -> dict[str, Any]:
+    """Score the result of a training run: this run's own, the one named by `run=`, or the newest that fits."""
+    score_finetuned(config, run)
+    return report(run, FINETUNED)
+
+
+def score_base(config: Config, run: Run) -> None:
+    """Evaluate the base model, unless this run has done so."""
+    if run.stage_result("eval_base") is None:
+        with run.stage("eval_base") as result:
+            set_threads(config)
+            source = model_source(config)
+            processor = load_processor(source, run.note_fallback)
+            model = load_model(source, run.note_fallback, config.seed)
+            result |= evaluate_model(config, run, model, processor, BASE)
+
+
+def score_finetuned(config: Config, run: Run) -> None:
+    """Evaluate the fine-tuned model, unless this run has done so."""
+    if run.stage_result("eval_finetuned") is None:
+        with run.stage("eval_finetuned") as result:
+            set_threads(config)
+            source_run = run.directory if run.stage_result("train") else find_training_run(config)
+            result["trained_by"] = str(source_run)
+            trained = _config_of(source_run)
+            config = dataclasses.replace(config, model=trained.model, collator=trained.collator, peft=trained.peft)
+            model, processor = load_finetuned(config, source_run, run)
+            result |= evaluate_model(config, run, model, processor, FINETUNED)
+
+
+def load_finetuned(config: Config, source_run: Path, run: Run) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Model and processor as the training run left them in its `model/`."""
+    folder = source_run / "model"
+    source = model_source(config)
+    processor = load_processor(dataclasses.replace(source, id=str(folder), revision=None), run.note_fallback)
+    if config.peft.get("config_class") is None:
+        whole = dataclasses.replace(source, id=str(folder), revision=None, random_init=False)
+        return load_model(whole, run.note_fallback), processor
+    base = load_model(source, run.note_fallback, config.seed)
+    return load_adapter(base, folder), processor  # type: ignore[return-value]  # a PeftModel generates like its model
+
+
+def evaluate_model(
+    config: Config, run: Run, model: PreTrainedModel, processor: ProcessorMixin, name: str
+) -> dict[str, Any]:
+    """Generate, score and write `evaluation/<name>_evaluation.json` and `<name>_predictions.jsonl`."""
+    evaluation, dataset = config.evaluation, config.dataset
+    metrics = evaluation.metrics or dataset.metrics
+    for metric in metrics:
+        find_metric(metric)
+    prepared = prepared_data(config, run)
+    limit = evaluation.max_examples or dataset.max_examples.get(evaluation.split)
+    examples = Examples(prepared, evaluation.split, dataset.columns, dataset.metadata, limit, dataset.split_seed)
+    collator = build_collator(config, processor)
+    # An example that is left out would flatter the score, so here `drop` shortens.
+    overlong = "error" if config.collator.overlong == "error" else "shorten_text"
+    fitted = fit(collator, examples, config.collator.max_length, overlong, with_answer=False)
+    max_new_tokens = evaluation.max_new_tokens or dataset.max_new_tokens
+    predictions = generate_answers(
+        model, collator, fitted, fitted.lengths, evaluation.batch_size, max_new_tokens, evaluation.generation,
+        description="evaluate base" if name == BASE else "evaluate fine-tuned",
+    )  # fmt: skip
+    rows = list(examples)
+    scores, summary = summarise(
+        predictions, [row.answers for row in rows], [row.metadata or {} for row in rows], metrics
+    )
+    everything = len(examples) == examples.population
+    result = {
+        **summary,
+        "split": evaluation.split,
+        "population": examples.population,
+        "sample": "all" if everything else f"random sample with seed {dataset.split_seed}",
+        "shortened": len(fitted.shortened),
+        "model": config.model.id,
+        "dataset": dataset.name,
+        "data_fingerprint": prepared.fingerprint,
+        "generation": {"max_new_tokens": max_new_tokens, "do_sample": False, **evaluation.generation},
+    }
+    write_jsonl(
+        run.path("evaluation", f"{name}_predictions.jsonl"),
+        (
+            {
+                "id": row.id,
+                **row.fields,
+                "images": [path.name for path in row.images],
+                "answers": row.answers,
+                "prediction": prediction,
+                "scores": score,
+                **(row.metadata or {}),
+            }
+            for row, prediction, score in zip(rows, predictions, scores, strict=True)
+        ),
+    )
+    write_json(run.path("evaluation", f"{name}_evaluation.json"), result)
+    return {"n": result["n"], "metrics": result["metrics"]}
+
+
+def find_training_run(config: Config) -> Path:
+    """The run named by `run=`, or the newest finished one that trained the same model on the same data set.
+
+    Raises:
+        UserError: there is none; the message lists what there is.
+    """
+    root = Path(config.paths.outputs)
+    if config.run is not None:
+        directory = Path(config.run).expanduser().resolve()
+        record = require_run(directory, root)
+        if not (directory / "model").is_dir():
+            raise UserError(
+                f"run={directory} has no trained model (its status is {record['status']}): finish its training."
+            )
+        return directory
+    trained = [
+        (directory, read_config(directory))
+        for folder in (root, Path(config.paths.multirun))
+        for directory, record in finished_runs(folder)
+        if record["stages"].get("train", {}).get("status") == "done" and (directory / "model").is_dir()
+    ]
+    for directory, other in sorted(trained, key=lambda item: item[0].stat().st_mtime, reverse=True):
+        if other["model"]["id"] == config.model.id and other["dataset"]["name"] == config.dataset.name:
+            return directory.resolve()
+    listing = "; ".join(f"{d} ({o['model']['id']} on {o['dataset']['name']})" for d, o in trained[:5])
+    raise UserError(
+        f"There is no finished training run of {config.model.id} on {config.dataset.name} under {root}/. "
+        + (
+            f"There are: {listing}. Choose one with run=."
+            if listing
+            else "Run stage=train first, or name one with run=."
+        )
+    )
+
+
+def report(run: Run, name: str) -> dict[str, Any]:
+    """Print the scores and where they are; return them with the main metric as `metric`."""
+    path = run.path("evaluation", f"{name}_evaluation.json")
+    result = read_json(path)
+    print_scores({name.partition("_")[0]: result}, title=f"{result['dataset']}, {result['split']} split")
+    print_paths({"evaluation": path, "predictions": path.with_name(f"{name}_predictions.jsonl"), "run": run.directory})
+    return {"metric": result["metrics"].get(result["main_metric"]), **result["metrics"]}
+
+
+def _config_of(directory: Path) -> Config:
+    return checked(OmegaConf.create(read_config(directory)))  # type: ignore[arg-type]

@@ -1,0 +1,134 @@
+"""The entry: compose the config, open the run directory, call the stage, record the outcome.
+
+Nothing here imports torch or transformers, so `--help`, `--cfg job` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vlmexp import command_line
+from vlmexp.config import Config, checked, schema_node
+from vlmexp.errors import UserError, unknown
+from vlmexp.runs import Run
+
+Stage = Callable[[Config, Run], dict[str, Any]]
+
+STAGES = {
+    "download": "vlmexp.data.stage.download",
+    "eval_base": "vlmexp.evaluation.stage.eval_base",
+    "train": "vlmexp.training.stage.train",
+    "eval_finetuned": "vlmexp.evaluation.stage.eval_finetuned",
+    "pipeline": "vlmexp.pipeline.pipeline",
+}
+_PACKAGED = Path(__file__).parent / "conf"  # in a wheel; in a checkout conf/ lies beside the package
+CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
+
+ConfigStore.instance().store(name="schema", node=schema_node())
+
+
+def find_stage(name: str) -> Stage:
+    """The function of a stage, by its name in the table or by a dotted path.
+
+    Raises:
+        UserError: no such stage, module or function.
+    """
+    target = STAGES.get(name, name)
+    module_name, _, function_name = target.rpartition(".")
+    if not module_name:
+        raise unknown("stage", name, STAGES)
+    try:
+        stage = getattr(importlib.import_module(module_name), function_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise UserError(
+            f"stage={name}: there is no module {error.name!r} to import; is its folder on PYTHONPATH?"
+        ) from None
+    except AttributeError:
+        raise UserError(f"stage={name}: the module {module_name} has no function {function_name!r}.") from None
+    if not callable(stage):
+        raise UserError(f"stage={name} is not a function of (config, run).")
+    return stage  # type: ignore[no-any-return]
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
+def job(composed: DictConfig) -> float | None:
+    """One run: what Hydra calls once, or once for every point of a sweep. Returns the stage's main metric, if any."""
+    hydra_config = HydraConfig.get()
+    directory = Path(hydra_config.runtime.output_dir)
+    try:
+        config = checked(composed)
+        stage = find_stage(config.stage)
+        with Run.open(directory, config, list(hydra_config.overrides.task)) as run:
+            result = stage(config, run)
+            run.update(result=result)
+    except Exception as error:
+        if hydra_config.mode == RunMode.MULTIRUN or os.environ.get("VLMEXP_TRACEBACK"):
+            raise
+        stop(error, directory)
+    metric = result.get("metric")
+    return float(metric) if metric is not None else None
+
+
+def check_before_launch(arguments: list[str]) -> None:
+    """Compose and check the config of a single run before Hydra makes a directory for it."""
+    overrides = command_line.overrides(arguments)
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        config = checked(hydra.compose("config", overrides))
+    if config.stage not in STAGES:
+        find_stage(config.stage)
+    command_line.refuse_occupied_directory(overrides, config)
+
+
+def main() -> None:
+    """Run the command line; exit with 2 after bad input and with 1 after a failed run, each with one sentence."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing, so that we can say it better
+    try:
+        if any(flag in sys.argv[1:] for flag in ("--help", "-h")):
+            print(command_line.help_text(CONFIG_DIR, STAGES))
+            return
+        command_line.read_dotenv()
+        sys.argv[1:] = command_line.inherit_from_run(sys.argv[1:])
+        if command_line.is_single_run(sys.argv[1:]):
+            check_before_launch(sys.argv[1:])
+        job()
+    except KeyboardInterrupt:
+        print("vlmexp: Interrupted. run=<directory> continues it.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("VLMEXP_TRACEBACK"):
+            raise
+        stop(error)
+
+
+def stop(error: Exception, directory: Path | None = None) -> NoReturn:
+    """Print one sentence and exit: with 2 if the user can put it right, else with 1."""
+    code = 2
+    if isinstance(error, UserError):
+        text = str(error)
+    elif isinstance(error, HydraException | OmegaConfBaseException):
+        text = command_line.explain(error)
+    else:
+        code = 1
+        where = f"The traceback is in {directory / 'train.log'}; " if directory else ""
+        text = f"{type(error).__name__}: {error}\n{where}VLMEXP_TRACEBACK=1 prints the traceback."
+    print(f"vlmexp: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Loading models and processors, attaching and merging adapters."""

@@ -1,0 +1,37 @@
+"""stage=pipeline: download, eval_base, train, eval_finetuned in one run directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmexp.config import Config
+from vlmexp.data.stage import download
+from vlmexp.evaluation.stage import BASE, FINETUNED, score_base, score_finetuned
+from vlmexp.files import read_json
+from vlmexp.report import print_paths, print_scores
+from vlmexp.runs import Run
+from vlmexp.training.stage import train
+
+
+def pipeline(config: Config, run: Run) -> dict[str, Any]:
+    """All four stages in a row, then what was gained. A stage that this run has finished is not repeated."""
+    download(config, run)
+    score_base(config, run)
+    train(config, run)
+    score_finetuned(config, run)
+    files = {name: run.path("evaluation", f"{name}_evaluation.json") for name in (BASE, FINETUNED)}
+    base, finetuned = (read_json(path) for path in files.values())
+    about = "all of it" if base["sample"] == "all" else f"a {base['sample']} of {base['population']:,}"
+    title = f"{config.model.id} on {config.dataset.name}: {base['n']:,} questions of the {base['split']} split, {about}"
+    print_scores({"base": base, "fine-tuned": finetuned}, title)
+    print_paths(
+        {
+            "run": run.directory,
+            "adapter": run.path("model"),
+            "merged model": run.path("deployment_model"),
+            "evaluations": run.path("evaluation"),
+            "metrics": run.path("metrics.jsonl"),
+        }
+    )
+    main = finetuned["main_metric"]
+    return {"metric": finetuned["metrics"][main], "base_metric": base["metrics"][main], **finetuned["metrics"]}

@@ -1,0 +1,69 @@
+"""What made a run: code, packages, machine. No environment variable's value and no secret is recorded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "vlmexp", "torch", "torchvision", "transformers", "peft", "accelerate", "datasets", "evaluate", "hydra-core",
+    "omegaconf", "submitit", "wandb", "pillow", "decord", "numpy", "tokenizers", "safetensors", "sacrebleu",
+    "rouge-score",
+)  # fmt: skip
+_SECRET = re.compile(r"(token|secret|password|api_?key)", re.IGNORECASE)
+_DIFF_LIMIT = 1_000_000  # characters
+
+
+def package_versions() -> dict[str, str]:
+    """Installed version of every package that a result depends on."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """The machine as the operating system tells it; the stages add what torch sees."""
+    return {
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    }
+
+
+def git_state(directory: Path) -> dict[str, Any] | None:
+    """Commit of the checkout that vlmexp runs from (None outside one); an uncommitted diff goes to `git.diff`."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace")
+        return done.stdout if done.returncode == 0 else ""
+
+    diff = git("diff", "HEAD", "--", ".", ":(exclude).env*")
+    if diff:
+        (directory / "git.diff").write_text(redacted(diff[:_DIFF_LIMIT]), encoding="utf-8")
+    return {"sha": git("rev-parse", "HEAD").strip() or None, "dirty": bool(diff)}
+
+
+def redacted(text: str) -> str:
+    """The text without the values of environment variables whose names look like secrets."""
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, f"<{name}>")
+    return text
+
+
+def command_line(arguments: list[str]) -> str:
+    """The command without secrets."""
+    return redacted(" ".join(arguments))

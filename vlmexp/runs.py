@@ -1,0 +1,284 @@
+"""The run directory: who made it, how it stands, what it gave. Nothing else is needed to resume, evaluate or compare.
+
+.hydra/               Hydra's record of the command
+config.resolved.yaml  the whole configuration
+run.json              identity, status, attempts, stages, result, versions
+metrics.jsonl         one line for each logged step
+train.log             everything that was logged, tracebacks included
+checkpoints/  model/  deployment_model/  evaluation/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+
+from vlmexp import __version__, provenance
+from vlmexp.config import Config
+from vlmexp.errors import UserError
+from vlmexp.files import digest, read_json, read_jsonl, write_json, write_text
+
+HEARTBEAT_S = 30.0
+# What may change without changing a result.
+NOT_IN_KEY = ("stage", "run", "tracking", "paths", "threads")
+log = logging.getLogger("vlmexp")
+
+
+def config_key(config: dict[str, Any]) -> str:
+    """Hash of everything in a resolved config that affects a result."""
+    return digest({name: value for name, value in config.items() if name not in NOT_IN_KEY})[:16]
+
+
+def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted option -> (old value, new value) for every leaf that differs between two resolved configs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for name in sorted(old.keys() | new.keys(), key=str):
+            if not path and name in NOT_IN_KEY:
+                continue
+            found |= differences(old.get(name), new.get(name), f"{path}.{name}" if path else str(name))
+        return found
+    return {} if old == new else {path: (old, new)}
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The resolved configuration of a run directory."""
+    config = OmegaConf.to_container(OmegaConf.load(directory / "config.resolved.yaml"))
+    assert isinstance(config, dict)
+    return {str(name): value for name, value in config.items()}
+
+
+def require_run(directory: Path, root: Path) -> dict[str, Any]:
+    """The run.json of a run directory; a UserError that lists the newest runs if there is none."""
+    if not (directory / "run.json").exists():
+        newest = [str(path) for path, _ in list(finished_runs(root, unfinished=True))[:5]]
+        have = f" The newest runs are: {', '.join(newest)}." if newest else f" There are no runs under {root}/ yet."
+        raise UserError(f"run={directory} is not a run directory (it has no run.json).{have}")
+    record = read_json(directory / "run.json")
+    assert isinstance(record, dict)
+    return record
+
+
+def refuse_other_config(directory: Path, config: dict[str, Any]) -> None:
+    """Raise a UserError if the directory belongs to a run with another configuration."""
+    record = directory / "run.json"
+    if not record.exists() or read_json(record)["key"] == config_key(config):
+        return
+    changed = differences(read_config(directory), config)
+    listing = "; ".join(
+        f"{option} is {old!r} there and {new!r} here" for option, (old, new) in list(changed.items())[:6]
+    )
+    more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+    raise UserError(
+        f"{directory} belongs to a run with another configuration: {listing}{more}. "
+        "Continue it with its own values, or leave out run= to start a new run."
+    )
+
+
+def finished_runs(root: Path, unfinished: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Run directories under `root` with their run.json, the newest first."""
+    found = []
+    for path in root.glob("**/run.json"):
+        with contextlib.suppress(ValueError, OSError):
+            found.append((path.parent, read_json(path)))
+    found.sort(key=lambda item: item[1].get("created", ""), reverse=True)
+    for directory, record in found:
+        if unfinished or record.get("status") == "done":
+            yield directory, record
+
+
+def now() -> str:
+    """The time in UTC, as run.json writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Run:
+    """An open run directory. Only the main process writes.
+
+    `record` is the content of run.json; every change goes through `update`, which replaces the file at once.
+    """
+
+    def __init__(self, directory: Path, record: dict[str, Any], is_main: bool) -> None:
+        self.directory = directory
+        self.record = record
+        self.is_main = is_main
+        self._lock = threading.RLock()
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, directory: Path, config: Config, overrides: list[str]) -> Iterator[Run]:
+        """Create or continue the run in `directory`; on leaving the block its status is done, failed or preempted.
+
+        Raises:
+            UserError: the directory belongs to another configuration, or another process is working in it.
+        """
+        is_main = int(os.environ.get("RANK", "0")) == 0
+        values = dataclasses.asdict(config)
+        directory = directory.resolve()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = _lock(directory) if is_main else None
+        except OSError as error:
+            raise UserError(f"The run directory {directory} cannot be written: {error.strerror}.") from None
+        refuse_other_config(directory, values)
+        path = directory / "run.json"
+        record = read_json(path) if path.exists() else _new_record(directory, values)
+        record["stage"] = config.stage
+        record["status"] = "running"
+        record.pop("error", None)
+        record["overrides"] = overrides
+        record["attempts"].append(_attempt())
+        run = cls(directory, record, is_main)
+        with _log_to(directory / "train.log") if is_main else contextlib.nullcontext():
+            if is_main:
+                write_text(directory / "config.resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+            run.update()
+            stop = threading.Event()
+            beat = threading.Thread(target=run._beat, args=(stop,), daemon=True)
+            beat.start()
+            try:
+                yield run
+            except BaseException as error:
+                log.debug("".join(traceback.format_exception(error)))
+                run._finish("failed", error=f"{type(error).__name__}: {error}")
+                raise
+            else:
+                run._finish("done")
+            finally:
+                stop.set()
+                beat.join()
+                if lock is not None:
+                    lock.close()
+
+    def path(self, *parts: str) -> Path:
+        return self.directory.joinpath(*parts)
+
+    def update(self, **values: Any) -> None:
+        """Merge `values` into run.json."""
+        with self._lock:
+            self.record |= values
+            self.record["heartbeat"] = now()
+            if self.is_main:
+                write_json(self.path("run.json"), self.record)
+
+    def note_fallback(self, text: str) -> None:
+        """Warn once that something other than what was asked for is done, and keep it in run.json."""
+        if text not in self.record["fallbacks"]:
+            log.warning(text)
+            self.update(fallbacks=[*self.record["fallbacks"], text])
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """Record start, end and seconds of a stage; what the block puts into the yielded dict is kept as its result."""
+        started = time.monotonic()
+        entry: dict[str, Any] = {"status": "running", "started": now()}
+        self.update(stages={**self.record["stages"], name: entry})
+        result: dict[str, Any] = {}
+        yield result
+        entry = {**entry, "status": "done", "seconds": round(time.monotonic() - started, 3), **result}
+        self.update(stages={**self.record["stages"], name: entry})
+
+    def stage_result(self, name: str) -> dict[str, Any] | None:
+        """What a finished stage of this run recorded."""
+        entry = self.record["stages"].get(name)
+        return entry if entry and entry["status"] == "done" else None
+
+    def log_metrics(self, values: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        if self.is_main:
+            with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that are about to be repeated from a checkpoint."""
+        rows = [row for row in read_jsonl(self.path("metrics.jsonl")) if row["step"] <= step]
+        if self.is_main:
+            write_text(self.path("metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _beat(self, stop: threading.Event) -> None:
+        while not stop.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):  # a full disk must not end the run from a side thread
+                self.update()
+
+    def _finish(self, status: str, **values: Any) -> None:
+        attempts = [*self.record["attempts"][:-1], self.record["attempts"][-1] | {"ended": now(), "status": status}]
+        with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
+            self.update(status=status, attempts=attempts, **values)
+
+
+def _new_record(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": f"{directory.name}-{secrets.token_hex(3)}",
+        "key": config_key(config),
+        "vlmexp": __version__,
+        "stage": config["stage"],
+        "status": "running",
+        "created": now(),
+        "attempts": [],
+        "stages": {},
+        "result": {},
+        "fallbacks": [],
+        "git": provenance.git_state(directory),
+        "packages": provenance.package_versions(),
+        "hardware": provenance.hardware(),
+    }
+
+
+def _attempt() -> dict[str, Any]:
+    return {
+        "started": now(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "command": provenance.command_line(sys.argv),
+    }
+
+
+def _lock(directory: Path) -> IO[str]:
+    """Hold the directory until the process ends, however it ends."""
+    file = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"Another process is working in {directory}. Wait for it, or start a run of your own."
+        ) from None
+    return file
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Send all log records to a file, and those from INFO on of vlmexp (WARNING of others) to the terminal."""
+    to_file = logging.FileHandler(path, delay=True)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_terminal = logging.StreamHandler(sys.stderr)
+    to_terminal.setFormatter(logging.Formatter("%(message)s"))
+    to_terminal.addFilter(
+        lambda record: record.levelno >= (logging.INFO if record.name.startswith("vlmexp") else logging.WARNING)
+    )
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    root.handlers, root.level = [to_file, to_terminal], logging.INFO
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        root.handlers, root.level = before
+        to_file.close()

@@ -1,0 +1,95 @@
+"""Field names and types of a library's configuration class, read from its source without importing the library.
+
+Importing transformers' Trainer or peft takes up to ten seconds; a typing mistake should be answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlmexp.errors import UserError, closest, unknown
+
+_TYPES = {
+    "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,),
+    "Dict": (dict,), "List": (list,), "tuple": (list, tuple), "None": (type(None),),
+}  # fmt: skip
+
+
+def check_fields(group: str, values: Mapping[str, Any], package: str, class_name: str) -> None:
+    """Raise a UserError if a key of `values` is no field of the class, or a value is not of the field's type."""
+    fields = class_fields(package, class_name)
+    for name, value in values.items():
+        if name not in fields:
+            listing = f". It has: {', '.join(sorted(fields))}."
+            raise UserError(
+                f"{group}.{name}={value}: {package}.{class_name} has no option {name!r}"
+                f"{closest(name, fields) or listing}"
+            )
+        if not _fits(value, fields[name]):
+            raise UserError(
+                f"{group}.{name}={value!r} must be {ast.unparse(fields[name])} (see {package}.{class_name})."
+            )
+
+
+@functools.cache
+def class_fields(package: str, class_name: str) -> dict[str, ast.expr]:
+    """Annotated fields of a class of an installed package, those of its bases in that package included."""
+    classes = _classes(package)
+    if class_name not in classes:
+        raise unknown(f"{package} class", class_name, (name for name in classes if name.endswith(class_name[-6:])))
+    node = classes[class_name]
+    fields: dict[str, ast.expr] = {}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            fields |= class_fields(package, base.id)
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            fields[item.target.id] = item.annotation
+    return fields
+
+
+@functools.cache
+def _classes(package: str) -> dict[str, ast.ClassDef]:
+    return {
+        node.name: node
+        for path in _config_files(package)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def _config_files(package: str) -> Iterator[Path]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"The package {package!r} is not installed: pip install {package}")
+    root = Path(spec.origin).parent
+    yield from [root / "training_args.py"] if package == "transformers" else [root / "config.py"]
+    yield from sorted(root.glob("tuners/*/config.py"))
+
+
+def _fits(value: Any, annotation: ast.expr) -> bool:
+    """Whether a YAML value fits the annotation; an annotation that is no plain type accepts everything."""
+    match annotation:
+        case ast.Constant(value=None):
+            return value is None
+        case ast.Constant(value=str(text)):  # a quoted annotation
+            return _fits(value, ast.parse(text, mode="eval").body)
+        case ast.Name(id=name) if name in _TYPES:
+            return isinstance(value, _TYPES[name]) and (isinstance(value, bool) <= (bool in _TYPES[name]))
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _fits(value, left) or _fits(value, right)
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return value is None or _fits(value, inner)
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=options)):
+            return any(_fits(value, option) for option in options)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
+            options = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            return any(isinstance(option, ast.Constant) and option.value == value for option in options)
+        case ast.Subscript(value=ast.Name(id=name)) if name in _TYPES:
+            return isinstance(value, _TYPES[name])
+    return True

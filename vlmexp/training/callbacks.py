@@ -1,0 +1,97 @@
+"""What happens beside the training steps: the metrics file and the progress bar."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vlmexp.runs import Run
+
+
+class MetricsFile(TrainerCallback):
+    """Writes a line to metrics.jsonl for every logged step and for every evaluation.
+
+    A checkpoint is always a logged step too: so the mean loss since the last line, which the Trainer forgets when it is
+    stopped, is written before it can be lost, and a resumed run logs what an undisturbed one would have.
+    """
+
+    def __init__(self, run: Run, examples_per_step: int) -> None:
+        self.run = run
+        self.examples_per_step = examples_per_step
+        self._last = (time.monotonic(), 0)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._last = (time.monotonic(), state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if control.should_save:
+            control.should_log = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 6)}
+        if "loss" in logs:
+            (then, step), now = self._last, time.monotonic()
+            self._last = (now, state.global_step)
+            rate = self.examples_per_step * (state.global_step - step) / max(now - then, 1e-9)
+            line |= {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+            line |= {"samples_per_s": round(rate, 2), "memory_gib": peak_memory_gib()}
+        elif "eval_loss" in logs:
+            line |= {"eval_loss": logs["eval_loss"]}
+            self._last = (time.monotonic(), state.global_step)  # an evaluation is no training time
+        else:
+            return
+        self.run.log_metrics(line)
+
+
+class ProgressBar(TrainerCallback):
+    """One bar over all steps, with the latest losses."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="train", unit="step", mininterval=0.5
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if self._bar is not None:
+            self._shown |= {name: f"{logs[name]:.4g}" for name in ("loss", "eval_loss") if logs and name in logs}
+            self._bar.set_postfix(self._shown, refresh=False)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def peak_memory_gib() -> float:
+    """Peak memory so far: of the GPU if one is used, else of the process."""
+    if torch.cuda.is_available():
+        return float(round(torch.cuda.max_memory_allocated() / 2**30, 3))
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)

@@ -1,0 +1,35 @@
+"""Which checkpoint a resume may take."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The checkpoint with the highest step that was written to its end; unfinished ones are removed.
+
+    The Trainer writes trainer_state.json last, and only then removes older checkpoints: a checkpoint whose state can
+    be read is complete.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    newest = None
+    for path in found:
+        if _is_complete(path):
+            newest = newest or path
+        else:
+            log.warning("%s was not written to its end: removing it.", path)
+            shutil.rmtree(path)
+    return newest
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return state.get("global_step") == int(checkpoint.name.rpartition("-")[2])

@@ -1,0 +1,198 @@
+"""stage=train: data, collator, model, adapter, Trainer, save, merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProgressCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
+
+from vlmexp.collator.batch import Collator
+from vlmexp.collator.lengths import Fitted, fit
+from vlmexp.config import Config
+from vlmexp.data.stage import load_split, prepared_data
+from vlmexp.errors import UserError
+from vlmexp.models.adapter import attach, peft_config, trainable_parameters
+from vlmexp.models.export import save_adapter, save_merged
+from vlmexp.models.load import load_model, load_processor
+from vlmexp.parts import build_collator, model_source, set_threads
+from vlmexp.report import print_paths
+from vlmexp.runs import Run
+from vlmexp.tracking import start_tracking
+from vlmexp.training.callbacks import MetricsFile, ProgressBar, peak_memory_gib
+from vlmexp.training.checkpoints import newest_complete
+from vlmexp.training.sampling import EpochSampler, Order, by_length, by_media, shuffled
+from vlmexp.training.trainer import VlmTrainer
+
+
+def train(config: Config, run: Run) -> dict[str, Any]:
+    """Fine-tune, from the newest complete checkpoint if there is one; write `model/` and `deployment_model/`."""
+    if run.stage_result("train") is None:
+        with run.stage("train") as result:
+            result |= _train(config, run)
+    print_paths({"adapter": run.path("model"), "merged": run.path("deployment_model"), "run": run.directory})
+    done = run.stage_result("train") or {}
+    return {name: done[name] for name in ("steps", "loss", "eval_loss") if name in done}
+
+
+def _train(config: Config, run: Run) -> dict[str, Any]:
+    set_threads(config)
+    set_seed(config.seed)
+    adapter = peft_config(config.peft)
+    prepared = prepared_data(config, run)
+    arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
+    source = model_source(config)
+    processor = load_processor(source, run.note_fallback)
+    collator = build_collator(config, processor)
+
+    splits = {
+        split: fit(collator, load_split(config, prepared, split), config.collator.max_length, config.collator.overlong)
+        for split in ("train", "validation")
+        if prepared.manifest["counts"][split]
+    }
+    all_keys = load_split(config, prepared, "train").media_keys()
+    keys = [all_keys[index] for index in splits["train"].kept]
+    collator.share_images = shares_images(config, collator, keys)
+    describe_data(run, splits, collator.share_images)
+
+    model = attach(load_model(source, run.note_fallback, config.seed), adapter)
+    trainable, total = trainable_parameters(model)
+    run.update(
+        model={
+            "id": config.model.id,
+            "class": model_class(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "trainable_parameters": trainable,
+            "parameters": total,
+        }
+    )
+
+    checkpoint = newest_complete(run.path("checkpoints"))
+    run.forget_metrics_after(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+    start_tracking(config.tracking, run.record["id"], run.directory)
+    order = epoch_order(str(arguments.train_sampling_strategy), splits["train"], keys, collator, arguments)
+    trainer = VlmTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=splits["train"],
+        eval_dataset=splits.get("validation"),
+        train_sampler=EpochSampler(order, len(splits["train"]), config.seed),
+        callbacks=[MetricsFile(run, arguments.train_batch_size * arguments.gradient_accumulation_steps), ProgressBar()],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    transformers_logging.disable_progress_bar()  # its bars for reading and writing weights would cut ours to pieces
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained.config.use_cache = True
+    save_adapter(trained, processor, run.path("model"))
+    save_merged(trained, processor, run.path("deployment_model"))
+    losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch or 0.0, 4),
+        "examples": len(splits["train"]),
+        "loss": outcome.training_loss,
+        **({"eval_loss": losses[-1], "eval_examples": len(splits["validation"])} if losses else {}),
+        **({"best_checkpoint": Path(b).name} if (b := trainer.state.best_model_checkpoint) else {}),
+        "resumed_from": checkpoint.name if checkpoint else None,
+        "peak_memory_gib": peak_memory_gib(),
+    }
+
+
+def training_arguments(config: Config, run: Run, has_validation: bool) -> TrainingArguments:
+    """The `train` group as TrainingArguments, with what the hardware cannot do turned off and noted.
+
+    Raises:
+        UserError: TrainingArguments refuses a value.
+    """
+    options = dict(config.train)
+    for name in ("bf16", "fp16"):
+        if options.get(name) and not has_precision(name):
+            run.note_fallback(f"train.{name}: this machine has no GPU that computes in {name}; training in float32.")
+            options[name] = False
+    if not has_validation and options.get("eval_strategy", "no") != "no":
+        run.note_fallback("There is no validation split: training runs without evaluation.")
+        options["eval_strategy"] = "no"
+    # The option's name in transformers since 5.20; the old one still works there, with a warning.
+    if "gradient_checkpointing" in options:
+        options["activation_checkpointing"] = options.pop("gradient_checkpointing")
+    if "gradient_checkpointing_kwargs" in options:
+        options["activation_checkpointing_kwargs"] = options.pop("gradient_checkpointing_kwargs")
+    if options.get("activation_checkpointing"):
+        # Re-entrant checkpointing loses gradients of adapters whose input needs none.
+        options.setdefault("activation_checkpointing_kwargs", {"use_reentrant": False})
+    tracker = config.tracking.report_to
+    try:
+        return TrainingArguments(
+            output_dir=str(run.path("checkpoints")),
+            seed=config.seed,
+            data_seed=config.seed,
+            report_to=[] if tracker == "none" else [tracker],
+            run_name=config.tracking.name or run.record["id"],
+            **{"remove_unused_columns": False, "prediction_loss_only": True, "label_names": ["labels"], **options},
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"train: TrainingArguments refuses its options: {' '.join(str(error).split())}") from None
+
+
+def has_precision(name: str) -> bool:
+    """Whether mixed precision in bf16 or fp16 runs on this machine's GPU."""
+    return torch.cuda.is_available() and (name == "fp16" or torch.cuda.is_bf16_supported())
+
+
+def shares_images(config: Config, collator: Collator, keys: list[str]) -> bool:
+    """Decide `collator.share_images`: `auto` shares where it is exact and there is something to share."""
+    wanted = config.collator.share_images
+    reasons = []
+    if not config.model.shared_image_prefix:
+        reasons.append("model.shared_image_prefix is false: this model's attention or positions do not allow it")
+    if not collator.template.media_first:
+        reasons.append("collator.messages put text of the question before the image, or show no image")
+    if not config.collator.label_masking.mask_input_tokens:
+        reasons.append("collator.label_masking.mask_input_tokens is false")
+    if (config.model.attn_implementation or "sdpa").startswith("flash"):
+        reasons.append(f"model.attn_implementation={config.model.attn_implementation} takes no mask of this form")
+    if wanted == "always" and reasons:
+        raise UserError(f"collator.share_images=always is not possible here: {'; '.join(reasons)}.")
+    return wanted != "never" and not reasons and (wanted == "always" or len(set(keys)) < len(keys))
+
+
+def epoch_order(
+    strategy: str, examples: Fitted, keys: list[str], collator: Collator, arguments: TrainingArguments
+) -> Order:
+    """The order of an epoch: by image where images are shared, else as `train.train_sampling_strategy` says."""
+    if collator.share_images:
+        return by_media(keys)
+    if strategy == "group_by_length":
+        return by_length(examples.lengths, arguments.train_batch_size * arguments.gradient_accumulation_steps)
+    if strategy == "random":
+        return shuffled(len(examples))
+    raise UserError(f"train.train_sampling_strategy={strategy!r} must be random or group_by_length.")
+
+
+def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
+    """Record in run.json how many examples and tokens there are and what the overlong policy did."""
+    about = {
+        split: {
+            "examples": len(fitted),
+            "longest_tokens": max(fitted.lengths, default=0),
+            "mean_tokens": round(sum(fitted.lengths) / max(len(fitted), 1), 1),
+            "dropped": len(fitted.dropped),
+            "shortened": len(fitted.shortened),
+        }
+        for split, fitted in splits.items()
+    }
+    run.update(data={**run.record["data"], "splits": about, "share_images": shared})
+
+
+def model_class(model: Any) -> str:
+    """Name of the model's class beneath an adapter."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    assert isinstance(inner, PreTrainedModel)
+    return type(inner).__name__

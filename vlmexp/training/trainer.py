@@ -1,0 +1,42 @@
+"""transformers' Trainer with our sampler and with shared image prefixes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer
+
+from vlmexp.collator.sharing import BRANCHES, branch_inputs
+
+
+class VlmTrainer(Trainer):
+    """A Trainer with the order of `train_sampler`, stored order in evaluation, and shared image prefixes."""
+
+    def __init__(self, *args: Any, train_sampler: Sampler[int], **kwargs: Any) -> None:
+        self._train_sampler = train_sampler
+        super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        return self._train_sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        # A KV cache is of no use here, and the Trainer's own switch does not reach the text model of a VLM.
+        inputs = {**inputs, "use_cache": False}
+        if BRANCHES in inputs:
+            dtype = next(model.parameters()).dtype
+            if torch.is_autocast_enabled(inputs["input_ids"].device.type):
+                dtype = torch.get_autocast_dtype(inputs["input_ids"].device.type)
+            inputs = branch_inputs(model, inputs, dtype)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
