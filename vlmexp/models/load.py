@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmexp.errors import UserError
@@ -120,7 +121,7 @@ def _from_pretrained(loader: Any, source: ModelSource, location: str, arguments:
         return loader.from_pretrained(
             location, revision=source.revision, trust_remote_code=source.trust_remote_code, **arguments
         )
-    except (OSError, ValueError, KeyError, ImportError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, TypeError, RuntimeError, SafetensorError) as error:
         log.debug("from_pretrained failed", exc_info=True)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(

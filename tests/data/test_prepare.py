@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from vlmexp.data.examples import Examples
+from vlmexp.data.prepare import Prepared, prepare
+from vlmexp.errors import UserError
+
+COLUMNS = {"image": "picture", "question": "query", "answer": "response"}
+
+
+def prepare_files(folder: Path, data: Path, **changes) -> Prepared:
+    arguments = {
+        "name": "squares",
+        "version": "1",
+        "source": "files",
+        "options": {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")},
+        "splits": {"train": "train", "validation": None, "test": "test"},
+        "validation_fraction": 0.3,
+        "test_fraction": 0.1,
+        "split_seed": 0,
+        "media_columns": ("picture",),
+    }
+    return prepare(data, **{**arguments, **changes})
+
+
+def test_no_image_is_in_two_splits(vqa_files, tmp_path):
+    prepared = prepare_files(
+        vqa_files, tmp_path, splits={"train": "train", "validation": None, "test": None}, test_fraction=0.3
+    )
+    images = {split: set(Examples(prepared, split, COLUMNS).media_keys()) for split in ("train", "validation", "test")}
+    assert all(images.values())
+    assert not images["train"] & images["validation"]
+    assert not images["train"] & images["test"]
+    assert not images["validation"] & images["test"]
+    assert sum(map(len, images.values())) == 24
+    assert sum(prepared.manifest["counts"].values()) == 48
+    assert "chosen by their hash with seed 0" in prepared.manifest["split_rule"]["validation"]
+
+
+def test_the_split_depends_on_its_seed_alone(vqa_files, tmp_path):
+    def validation(folder: str, seed: int) -> list[str]:
+        return Examples(
+            prepare_files(vqa_files, tmp_path / folder, split_seed=seed), "validation", COLUMNS
+        ).media_keys()
+
+    assert validation("a", 0) == validation("b", 0)
+    assert validation("a", 0) != validation("a", 1)
+
+
+def test_a_second_call_reuses_what_is_there(vqa_files, tmp_path):
+    first = prepare_files(vqa_files, tmp_path)
+    stamp = first.arrow("train").stat().st_mtime_ns
+    second = prepare_files(vqa_files, tmp_path)
+    assert second == first
+    assert second.arrow("train").stat().st_mtime_ns == stamp
+
+
+def test_damaged_data_are_prepared_again(vqa_files, tmp_path, caplog):
+    first = prepare_files(vqa_files, tmp_path)
+    whole = first.arrow("train").read_bytes()
+    first.arrow("train").write_bytes(whole[:-10])
+    with caplog.at_level(logging.WARNING):
+        again = prepare_files(vqa_files, tmp_path)
+    assert "preparing them again" in caplog.text
+    assert again.fingerprint == first.fingerprint
+    assert again.arrow("train").read_bytes() == whole
+
+
+def test_another_input_file_is_another_data_set(vqa_files, tmp_path):
+    first = prepare_files(vqa_files, tmp_path)
+    with (vqa_files / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"picture": "train-0.png", "query": "new?", "response": "yes"}) + "\n")
+    second = prepare_files(vqa_files, tmp_path)
+    assert second.folder != first.folder
+    assert sum(second.manifest["counts"].values()) == sum(first.manifest["counts"].values()) + 1
+
+
+def test_a_killed_preparation_leaves_nothing_half(vqa_files, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmexp.data.prepare._write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare_files(vqa_files, tmp_path)
+    assert not [path for path in tmp_path.glob("squares*") if path.is_dir() and path != vqa_files]
+
+
+def test_images_of_easyvqa_are_stored_once(data_dir, compose):
+    from vlmexp.data.stage import load_split, prepared_data
+
+    class Recorder:
+        record: dict = {}  # noqa: RUF012
+
+        def update(self, **values):
+            self.record |= values
+
+    config = compose()
+    prepared = prepared_data(config, Recorder())
+    assert sum(prepared.manifest["counts"].values()) == 38_575 + 9_673
+    assert prepared.manifest["counts"]["test"] == 9_673
+    assert len(list((prepared.folder / "media").iterdir())) == len({*Path(prepared.folder, "media").iterdir()}) <= 5_000
+    train, test = load_split(config, prepared, "train"), load_split(config, prepared, "test")
+    assert not set(train.media_keys()) & set(load_split(config, prepared, "validation").media_keys())
+    first = test[0]
+    assert first.images[0].is_file()
+    assert first.metadata["answer_type"] in ("yes/no", "open")
+    assert Recorder.record["data"]["fingerprint"] == prepared.fingerprint
+
+
+def test_a_sample_is_fixed_by_its_seed(vqa_files, tmp_path):
+    prepared = prepare_files(vqa_files, tmp_path)
+    ids = [[e.id for e in Examples(prepared, "test", COLUMNS, limit=5, seed=seed)] for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+    assert len(ids[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "fils"}, "did you mean 'files'"),
+        ({"options": {"train": "x.txt"}}, "ending must be one of"),
+        ({"options": {"train": "missing.jsonl"}}, "there is no such file"),
+        ({"options": {"tran": "x.jsonl"}}, "did you mean 'train'"),
+        ({"splits": {"train": "training"}}, "no such split; it has train, test"),
+    ],
+)
+def test_what_cannot_be_prepared(vqa_files, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        prepare_files(vqa_files, tmp_path, **changes)
+
+
+def test_a_missing_column_names_those_there_are(vqa_files, tmp_path):
+    prepared = prepare_files(vqa_files, tmp_path)
+    with pytest.raises(UserError, match=r"question=question: .* Its columns are: picture, query, response"):
+        Examples(prepared, "train", {**COLUMNS, "question": "question"})

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+
+import pytest
+
+from vlmexp.errors import UserError
+from vlmexp.files import new_folder, read_json, read_jsonl, write_json
+from vlmexp.provenance import redacted
+from vlmexp.runs import Run, config_key, differences, finished_runs, require_run
+
+
+def test_status_goes_from_running_to_done(compose, tmp_path):
+    with Run.open(tmp_path / "run", compose(), ["seed=0"]) as run:
+        assert read_json(run.path("run.json"))["status"] == "running"
+        with run.stage("train") as result:
+            result["steps"] = 3
+    record = read_json(tmp_path / "run" / "run.json")
+    assert record["status"] == "done"
+    assert record["stages"]["train"]["steps"] == 3
+    assert record["stages"]["train"]["seconds"] >= 0
+    assert record["overrides"] == ["seed=0"]
+    assert record["packages"]["torch"]
+    assert [attempt["status"] for attempt in record["attempts"]] == ["done"]
+    assert (tmp_path / "run" / "config.resolved.yaml").exists()
+
+
+def test_a_failure_is_recorded_with_its_traceback(compose, tmp_path):
+    def fail():
+        with Run.open(tmp_path, compose(), []) as run, run.stage("train"):
+            raise RuntimeError("no luck")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["error"]) == ("failed", "RuntimeError: no luck")
+    assert record["stages"]["train"]["status"] == "running"
+    assert "in fail" in (tmp_path / "train.log").read_text()
+    with Run.open(tmp_path, compose(), []):
+        pass
+    record = read_json(tmp_path / "run.json")
+    assert "error" not in record
+    assert [attempt["status"] for attempt in record["attempts"]] == ["failed", "done"]
+
+
+def test_another_config_is_refused_and_nothing_is_overwritten(compose, tmp_path):
+    with Run.open(tmp_path, compose(), []):
+        pass
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=r"peft.r is 16 there and 3 here"), Run.open(tmp_path, compose("peft.r=3"), []):
+        pass
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("override", ["stage=train", "paths.outputs=elsewhere", "tracking=tensorboard", "threads=2"])
+def test_what_does_not_change_a_result_is_not_in_the_key(override, compose):
+    assert key_of(compose(override)) == key_of(compose())
+
+
+@pytest.mark.parametrize("override", ["seed=1", "peft.r=3", "train.max_steps=3", "dataset.split_seed=1", "model.id=x"])
+def test_what_changes_a_result_is_in_the_key(override, compose):
+    assert key_of(compose(override)) != key_of(compose())
+
+
+def key_of(config) -> str:
+    import dataclasses
+
+    return config_key(dataclasses.asdict(config))
+
+
+def hold(directory, config, ready, done):
+    with Run.open(directory, config, []):
+        ready.set()
+        done.wait(30)
+
+
+def test_two_processes_cannot_work_in_one_directory(compose, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, compose(), ready, done))
+    other.start()
+    assert ready.wait(60)
+    try:
+        with pytest.raises(UserError, match="Another process is working"), Run.open(tmp_path, compose(), []):
+            pass
+    finally:
+        done.set()
+        other.join()
+
+
+def test_a_fallback_is_noted_once(compose, tmp_path):
+    with Run.open(tmp_path, compose(), []) as run:
+        run.note_fallback("float32 instead of bf16")
+        run.note_fallback("float32 instead of bf16")
+    assert read_json(tmp_path / "run.json")["fallbacks"] == ["float32 instead of bf16"]
+
+
+def test_metrics_of_repeated_steps_are_forgotten(compose, tmp_path):
+    with Run.open(tmp_path, compose(), []) as run:
+        for step in (1, 2, 3):
+            run.log_metrics({"step": step})
+        with run.path("metrics.jsonl").open("a") as file:
+            file.write('{"step": 4, "lo')  # killed while it wrote
+        run.forget_metrics_after(2)
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_differences_are_named_by_option():
+    old, new = {"a": {"b": 1, "c": 2}, "stage": "x"}, {"a": {"b": 1, "c": 3, "d": 4}, "stage": "y"}
+    assert differences(old, new) == {"a.c": (2, 3), "a.d": (None, 4)}
+
+
+def test_runs_are_found_newest_first(compose, tmp_path):
+    for name in ("one", "two"):
+        with Run.open(tmp_path / name, compose(), []):
+            pass
+    assert [directory.name for directory, _ in finished_runs(tmp_path)] == ["two", "one"]
+    with pytest.raises(UserError, match="The newest runs are"):
+        require_run(tmp_path / "three", tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert read_json(tmp_path / "a.json") == {"x": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    def half():
+        with new_folder(tmp_path / "model") as folder:
+            (folder / "part").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_secrets_are_taken_out_of_text(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
+    assert redacted("push --token hf_abcdefghijkl") == "push --token <HF_TOKEN>"
+    assert json.dumps(dict(os.environ))  # and nothing writes the environment itself
+
+
+def test_an_unwritable_directory_is_one_sentence(compose, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"), Run.open(tmp_path / "file" / "run", compose(), []):
+        pass
