@@ -1,4 +1,7 @@
-"""Writing files so that a reader sees the old content or the new one, and never half of either."""
+"""Writing files so that a reader sees the old content or the new one, and never half of either.
+
+A target has one writer at a time: run directories and prepared data are locked by those who write them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Write `text` under a temporary name in the same folder, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = _partial(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -53,9 +55,9 @@ def read_jsonl(path: Path) -> list[Any]:
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that takes the place of `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
+    temporary = _partial(path)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
+    temporary.mkdir(parents=True)
     try:
         yield temporary
         if path.exists():
@@ -63,6 +65,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    # One name for each target, so that a killed process leaves nothing behind that the next one does not replace.
+    return path.with_name(f".{path.name}.partial")
 
 
 def digest(value: Any) -> str:

@@ -27,6 +27,12 @@ def newest_complete(folder: Path) -> Path | None:
     return newest
 
 
+def is_last(checkpoint: Path) -> bool:
+    """Whether the checkpoint was made by the last step of its training."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
+
+
 def _is_complete(checkpoint: Path) -> bool:
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from vlmexp.report import print_paths
 from vlmexp.runs import Run
 from vlmexp.tracking import start_tracking
 from vlmexp.training.callbacks import MetricsFile, ProgressBar, peak_memory_gib
-from vlmexp.training.checkpoints import newest_complete
+from vlmexp.training.checkpoints import is_last, newest_complete
 from vlmexp.training.sampling import EpochSampler, Order, by_length, by_media, shuffled
 from vlmexp.training.trainer import VlmTrainer
 
@@ -86,19 +86,23 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     transformers_logging.disable_progress_bar()  # its bars for reading and writing weights would cut ours to pieces
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and is_last(checkpoint):
+        trainer.restore_finished(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.config.use_cache = True
     save_adapter(trained, processor, run.path("model"))
     save_merged(trained, processor, run.path("deployment_model"))
-    losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    eval_losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
     return {
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 4),
         "examples": len(splits["train"]),
-        "loss": outcome.training_loss,
-        **({"eval_loss": losses[-1], "eval_examples": len(splits["validation"])} if losses else {}),
+        **({"loss": losses[-1]} if losses else {}),
+        **({"eval_loss": eval_losses[-1], "eval_examples": len(splits["validation"])} if eval_losses else {}),
         **({"best_checkpoint": Path(b).name} if (b := trainer.state.best_model_checkpoint) else {}),
         "resumed_from": checkpoint.name if checkpoint else None,
         "peak_memory_gib": peak_memory_gib(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from vlmexp.collator.sharing import BRANCHES, branch_inputs
 
@@ -18,6 +20,17 @@ class VlmTrainer(Trainer):
     def __init__(self, *args: Any, train_sampler: Sampler[int], **kwargs: Any) -> None:
         self._train_sampler = train_sampler
         super().__init__(*args, **kwargs)
+
+    def restore_finished(self, checkpoint: Path) -> None:
+        """Take weights and state from the last checkpoint of a finished training.
+
+        `train` would make one step more, whatever the checkpoint says.
+        """
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(str(checkpoint))
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         return self._train_sampler

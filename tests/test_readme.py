@@ -1,0 +1,95 @@
+"""README.md is run, not trusted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from tests.conftest import ROOT, only_run
+from vlmexp.files import read_json
+from vlmexp.main import CONFIG_DIR, STAGES
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"python -m vlmexp (?!--)[^`#\n]+", README)))
+
+
+def snippet(name: str) -> str:
+    """The code block whose first line is a comment with this name."""
+    found = re.search(rf"```\w+\n# {re.escape(name)}\n(.*?)```", README, re.DOTALL)
+    assert found, name
+    return found[1]
+
+
+@pytest.mark.parametrize("command", [c.strip() for c in COMMANDS if "-m " not in c[8:] and "rat=" not in c])
+def test_every_command_composes(command, cli, tmp_path):
+    arguments = [text for text in shlex.split(command)[3:] if not text.startswith("run=") and text != "--cfg"]
+    arguments = [text for text in arguments if text != "job"]
+    done = cli(*arguments, "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_error_is_the_one_shown(cli):
+    shown = re.search(r"\$ python -m vlmexp (\S+)\n(vlmexp: .*)", README)
+    assert cli(shown[1]).stderr.strip() == shown[2]
+
+
+def test_the_quick_start_is_what_ci_runs():
+    first, second = re.findall(r"```bash\n(python3 -m venv.*)\n```", README)
+    assert first.endswith("-m vlmexp")
+    assert second.endswith("-m pytest")
+    assert ".[test]" in second
+    assert "grep -- '-m pytest$' README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_stage_is_in_the_table():
+    for stage in STAGES:
+        assert f"| `{stage}` |" in README
+
+
+def test_every_group_is_named():
+    for group in CONFIG_DIR.iterdir():
+        if group.is_dir() and group.name not in ("recipe", "experiment"):
+            assert f"`{group.name}`" in README
+
+
+def test_the_table_is_a_real_one():
+    """The shown numbers are of the order that the main job must reach."""
+    base, tuned = re.search(r"VQA accuracy │ 9,673 │ +([\d.]+) % │ +([\d.]+) %", README).groups()
+    assert float(base) < 20
+    assert float(tuned) >= 96
+
+
+@pytest.mark.slow
+def test_ones_own_data_set_model_metric_and_stage(cli, tmp_path, vqa_files):
+    """The snippets as they stand, from a folder outside the repository."""
+    conf = tmp_path / "conf"
+    for name in ("conf/dataset/signs.yaml", "conf/model/mine.yaml", "mine.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(snippet(name))
+    signs = tmp_path / "signs"
+    signs.mkdir()
+    for split in ("train", "test"):
+        text = (vqa_files / f"{split}.jsonl").read_text().replace('"picture": "', f'"image_path": "{vqa_files}/')
+        (signs / f"{split}.jsonl").write_text(text)
+    mine = [f"hydra.searchpath=[file://{conf}]", "model=mine", "dataset=signs"]
+    path = f"{ROOT}:{tmp_path}"
+    done = cli(*mine, "stage=mine.count", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert read_json(only_run(tmp_path) / "run.json")["result"]["metric"] > 40
+    done = cli(
+        *mine, "train.max_steps=2", "train.per_device_train_batch_size=4", "evaluation.metrics=[vqa_accuracy,mine.brevity]",
+        f"paths.outputs={tmp_path / 'other'}", PYTHONPATH=path, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = read_json(only_run(tmp_path / "other") / "evaluation" / "finetuned_vlm_model_evaluation.json")
+    assert written["n"] == 16
+    assert 0 < written["metrics"]["brevity"] <= 1
+
+
+def test_the_version_is_in_the_changelog():
+    from vlmexp import __version__
+
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
