@@ -39,6 +39,7 @@ MISTAKES = {
     "experiment=pretrain": ["experiment=pretrain", "did you mean 'pretrain_tiny'?"],
     "evaluation.batch_size=0": ["evaluation.batch_size=0", "at least 1"],
     "evaluation.split=tset": ["'tset'", "did you mean 'test'?"],
+    "evaluation.blind=shufle": ["'shufle'", "did you mean 'shuffle'?"],
     "evaluation.metrics=[vqa_acc]": ["'vqa_acc'", "did you mean 'vqa_accuracy'?"],
     "dataset.columns.question=null": ["dataset.columns.question"],
     "dataset.options.foo=3": ["dataset.options.foo=3", "easyvqa"],
@@ -47,6 +48,8 @@ MISTAKES = {
     "collator.messages.0.content.0.text='{sytem_prompt}'": ["{sytem_prompt}", "did you mean 'system_prompt'?"],
     "run=/nowhere": ["run=/nowhere", "run.json"],
     "~peft": ["peft"],
+    "peft.r=8,16": ["peft.r=8,16", "-m", "peft.r=[8,16]"],
+    "dataset=files": ["dataset.options.train has no default"],
 }
 
 
@@ -59,6 +62,24 @@ def test_a_mistake_gets_one_clear_sentence(argument, cli):
     assert "Traceback" not in done.stderr + done.stdout
     for part in MISTAKES[argument]:
         assert part in said[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("id: [", ["no valid YAML", "bad.yaml"]),
+        ("idd: x", ["model.idd", "did you mean 'id'?"]),
+        ("seed: x", ["model.seed"]),
+    ],
+)
+def test_a_mistake_in_ones_own_file(content, parts, cli, tmp_path):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "bad.yaml").write_text(content)
+    done = cli(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "model=bad")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    for part in parts:
+        assert part in done.stderr
 
 
 def test_an_option_of_full_fine_tuning_is_refused(cli):

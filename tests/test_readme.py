@@ -80,7 +80,8 @@ def test_ones_own_data_set_model_metric_and_stage(cli, tmp_path, vqa_files):
     assert done.returncode == 0, done.stderr
     assert read_json(only_run(tmp_path) / "run.json")["result"]["metric"] > 40
     done = cli(
-        *mine, "train.max_steps=2", "train.per_device_train_batch_size=4", "evaluation.metrics=[vqa_accuracy,mine.brevity]",
+        *mine, "train.max_steps=2", "train.per_device_train_batch_size=4",
+        "evaluation.metrics=[vqa_accuracy,mine.brevity]",
         f"paths.outputs={tmp_path / 'other'}", PYTHONPATH=path, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

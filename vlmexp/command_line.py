@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vlmexp import config as schema
 from vlmexp.config import Config
@@ -115,19 +116,24 @@ def refuse_occupied_directory(given: list[str], config: Config) -> None:
                 refuse_other_config(directory, dataclasses.asdict(config))
 
 
-def explain(error: HydraException | OmegaConfBaseException) -> str:
+def explain(error: HydraException | OmegaConfBaseException | YAMLError) -> str:
     """One sentence for an error of Hydra's or OmegaConf's composition."""
-    cause = error.__cause__
-    if isinstance(error, OmegaConfBaseException):
-        return schema.explain(error)
-    if isinstance(cause, OmegaConfBaseException):
-        return schema.explain(cause)
+    for origin in (error, error.__cause__, error.__context__):
+        if isinstance(origin, OmegaConfBaseException):
+            return schema.explain(origin)
+    text = " ".join(str(error).split())
     options = getattr(error, "options", None)
     missing = getattr(error, "missing_cfg_file", None)
     if missing and options:
         group, _, name = str(missing).rpartition("/")
         return f"{group}={name} does not exist{closest(name, options) or '.'} There are: {', '.join(options)}."
-    return " ".join(str(error).split())
+    if text.startswith("Ambiguous value for argument"):
+        sweep = text.split("'")[1]
+        option, _, values = sweep.partition("=")
+        return f"{sweep} are several values: sweep over them with -m, or write {option}=[{values}] for a list."
+    if isinstance(error, YAMLError):
+        return f"A configuration file is no valid YAML: {text}."
+    return text
 
 
 def _quoted(path: Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from omegaconf.errors import ValidationError as OmegaConfValidationError
 
 from vlmexp.errors import UserError, closest
@@ -20,6 +20,7 @@ SPLITS = ("train", "validation", "test")
 DTYPES = ("bfloat16", "float16", "float32")
 OVERLONG = ("error", "drop", "shorten_text")
 SHARE_IMAGES = ("auto", "always", "never")
+BLINDS = ("shuffle", "blank", "none")
 TRACKERS = ("none", "tensorboard", "wandb")
 # TrainingArguments that a run decides itself, and what to set instead.
 RESERVED_TRAIN = {
@@ -126,6 +127,8 @@ class Evaluation:
     max_examples: int | None = None  # a fixed random sample of the split; null: all of it
     metrics: list[str] | None = None  # null: the data set's
     max_new_tokens: int | None = None  # null: the data set's
+    blind: str = "shuffle"  # shuffle | blank | none: what the fine-tuned model answers to other or to white images
+    blind_examples: int = 1000  # how many questions of the sample are asked again so
     generation: dict[str, Any] = field(default_factory=dict)  # further arguments of generate()
 
 
@@ -210,6 +213,8 @@ def explain(error: OmegaConfBaseException) -> str:
         known = _keys_at(parent)
         listing = f". There are: {', '.join(known)}." if known else "."
         return f"{key}: {parent or 'the config'} has no option {name!r}{closest(name, known) or listing}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} has no default: set it with {key}=VALUE."
     first_line = str(error.msg if error.msg else error).splitlines()[0]
     if isinstance(error, OmegaConfValidationError) and key:
         return f"{key}: {first_line}."
@@ -231,6 +236,7 @@ def _check_choices(config: Config) -> None:
         ("collator.share_images", config.collator.share_images, SHARE_IMAGES),
         ("tracking.report_to", config.tracking.report_to, TRACKERS),
         ("evaluation.split", config.evaluation.split, SPLITS),
+        ("evaluation.blind", config.evaluation.blind, BLINDS),
         *(("dataset.splits", name, SPLITS) for name in config.dataset.splits),
         *(("dataset.max_examples", name, SPLITS) for name in config.dataset.max_examples),
         *(
@@ -249,6 +255,7 @@ def _check_choices(config: Config) -> None:
         ("collator.max_length", config.collator.max_length, 1),
         ("evaluation.batch_size", config.evaluation.batch_size, 1),
         ("evaluation.max_examples", config.evaluation.max_examples, 1),
+        ("evaluation.blind_examples", config.evaluation.blind_examples, 1),
         ("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1),
         ("dataset.max_new_tokens", config.dataset.max_new_tokens, 1),
         ("threads", config.threads, 1),

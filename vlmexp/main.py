@@ -19,10 +19,13 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vlmexp import command_line
 from vlmexp.config import Config, checked, schema_node
+from vlmexp.data.sources import find_source
 from vlmexp.errors import UserError, unknown
+from vlmexp.evaluation.score import find_metric
 from vlmexp.runs import Run
 
 Stage = Callable[[Config, Run], dict[str, Any]]
@@ -76,6 +79,9 @@ def job(composed: DictConfig) -> float | None:
         with Run.open(directory, config, list(hydra_config.overrides.task)) as run:
             result = stage(config, run)
             run.update(result=result)
+    except KeyboardInterrupt:
+        print(f"\nvlmexp: Interrupted. Continue with run={directory}", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         if hydra_config.mode == RunMode.MULTIRUN or os.environ.get("VLMEXP_TRACEBACK"):
             raise
@@ -91,6 +97,9 @@ def check_before_launch(arguments: list[str]) -> None:
         config = checked(hydra.compose("config", overrides))
     if config.stage not in STAGES:
         find_stage(config.stage)
+    find_source(config.dataset.source, config.dataset.options)
+    for metric in [*config.dataset.metrics, *(config.evaluation.metrics or [])]:
+        find_metric(metric)
     command_line.refuse_occupied_directory(overrides, config)
 
 
@@ -107,7 +116,6 @@ def main() -> None:
             check_before_launch(sys.argv[1:])
         job()
     except KeyboardInterrupt:
-        print("vlmexp: Interrupted. run=<directory> continues it.", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if os.environ.get("VLMEXP_TRACEBACK"):
@@ -120,7 +128,7 @@ def stop(error: Exception, directory: Path | None = None) -> NoReturn:
     code = 2
     if isinstance(error, UserError):
         text = str(error)
-    elif isinstance(error, HydraException | OmegaConfBaseException):
+    elif isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         text = command_line.explain(error)
     else:
         code = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,37 +29,52 @@ def print_paths(paths: Mapping[str, Path]) -> None:
 def print_scores(columns: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """A table with a column for each evaluation and a row for each metric; two evaluations give a column with the gain.
 
-    Below the main metric stand its values for each value of the first metadata column, such as the answer type.
+    Below the main metric stand its values for each value of the first metadata column, such as the answer type. An
+    evaluation that was repeated with images that do not belong to the questions shows those values in a column more.
 
     Args:
         columns: evaluation name -> the content of its *_evaluation.json.
     """
-    names = list(columns)
+    names, results = list(columns), list(columns.values())
+    blind = results[-1].get("blind")
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    table.add_column("n", justify="right")
-    for name in names:
-        table.add_column(name, justify="right")
+    for heading in ["n", *names]:
+        table.add_column(heading, justify="right")
     if len(names) == 2:
         table.add_column("gain", justify="right", style="bold")
-    first = columns[names[0]]
-    rows: list[tuple[str, int, list[float | None]]] = []
-    for metric in first["metrics"]:
-        rows.append((LABELS.get(metric, metric), first["n"], [c["metrics"].get(metric) for c in columns.values()]))
-        if metric == first["main_metric"]:
-            for column, groups in list(first["by"].items())[:1]:
-                for group, scores in groups.items():
-                    values = [
-                        c["by"].get(column, {}).get(group, {}).get("metrics", {}).get(metric) for c in columns.values()
-                    ]
-                    rows.append((f"  {group}", scores["n"], values))
-    for label, n, values in rows:
-        cells = ["-" if value is None else f"{100 * value:.2f} %" for value in values]
+    if blind:
+        table.add_column(f"{blind['images']} images, n={blind['n']:,}", justify="right", style="dim")
+    for label, n, values, blind_value in _score_rows(results, blind):
+        cells = [_percent(value) for value in values]
         if len(values) == 2:
             before, after = values
             cells.append("-" if before is None or after is None else f"{100 * (after - before):+.2f}")
+        if blind:
+            cells.append(_percent(blind_value))
         table.add_row(label, f"{n:,}", *cells)
     Console().print(table)
+
+
+def _score_rows(
+    results: list[Mapping[str, Any]], blind: Mapping[str, Any] | None
+) -> Iterator[tuple[str, int, list[float | None], float | None]]:
+    """(label, n, value in each result, value with blind images)."""
+    first = results[0]
+    for metric in first["metrics"]:
+        values = [result["metrics"].get(metric) for result in results]
+        yield LABELS.get(metric, metric), first["n"], values, (blind or {}).get("metrics", {}).get(metric)
+        if metric != first["main_metric"]:
+            continue
+        for column, groups in list(first["by"].items())[:1]:
+            for group in groups:
+                found = [result["by"].get(column, {}).get(group, {}) for result in [*results, blind or {"by": {}}]]
+                *values, blind_value = [entry.get("metrics", {}).get(metric) for entry in found]
+                yield f"  {group}", groups[group]["n"], values, blind_value
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
 
 
 def _short(path: Path) -> str:

@@ -75,6 +75,9 @@ def test_the_main_job(cli, tmp_path, data_dir):
     assert tuned["metrics"]["vqa_accuracy"] >= 0.96
     for kind in ("yes/no", "open"):
         assert tuned["by"]["answer_type"][kind]["metrics"]["vqa_accuracy"] >= 0.94
+    assert tuned["blind"]["n"] == 1000
+    assert tuned["blind"]["metrics"]["vqa_accuracy"] < tuned["metrics"]["vqa_accuracy"] - 0.1, "the model does not look"
+    assert tuned["blind"]["by"]["answer_type"]["open"]["metrics"]["vqa_accuracy"] < 0.5
     for part in ("VQA accuracy", "fine-tuned", "gain", "9,673", "all of it", "deployment_model", "metrics.jsonl"):
         assert part in done.stdout
     for part in ("evaluate base: 100%", "train: 100%", "evaluate fine-tuned: 100%"):

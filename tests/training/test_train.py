@@ -133,6 +133,16 @@ def test_all_weights_can_be_trained(small, tmp_path):
         assert "metric" in eval_finetuned(config, run)
 
 
+@pytest.mark.parametrize("peft", ["dora", "rslora"])
+def test_other_adapters(small, tmp_path, peft):
+    config = small(f"peft={peft}", "train.max_steps=2", f"paths.outputs={tmp_path}")
+    run_training(config, tmp_path / "run")
+    saved = read_json(tmp_path / "run" / "model" / "adapter_config.json")
+    assert (saved["use_dora"], saved["use_rslora"], saved["r"]) == (peft == "dora", peft == "rslora", 4)
+    with Run.open(tmp_path / "evaluation", config, []) as run:
+        assert "metric" in eval_finetuned(config, run)
+
+
 def test_what_this_machine_cannot_do_is_noted(small, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

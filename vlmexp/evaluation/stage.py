@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmexp.collator.lengths import fit
+from vlmexp.collator.batch import Collator
+from vlmexp.collator.lengths import fit, token_lengths
 from vlmexp.config import Config, checked
+from vlmexp.data.example import Example
 from vlmexp.data.examples import Examples
 from vlmexp.data.stage import prepared_data
 from vlmexp.errors import UserError
+from vlmexp.evaluation.blind import with_blank_images, with_other_images
 from vlmexp.evaluation.generate import generate_answers
 from vlmexp.evaluation.score import find_metric, summarise
 from vlmexp.files import read_json, write_json, write_jsonl
@@ -110,6 +115,8 @@ def evaluate_model(
         "data_fingerprint": prepared.fingerprint,
         "generation": {"max_new_tokens": max_new_tokens, "do_sample": False, **evaluation.generation},
     }
+    if name == FINETUNED and evaluation.blind != "none":
+        result["blind"] = evaluate_blind(config, model, collator, rows, metrics, max_new_tokens)
     write_jsonl(
         run.path("evaluation", f"{name}_predictions.jsonl"),
         (
@@ -127,6 +134,33 @@ def evaluate_model(
     )
     write_json(run.path("evaluation", f"{name}_evaluation.json"), result)
     return {"n": result["n"], "metrics": result["metrics"]}
+
+
+def evaluate_blind(
+    config: Config,
+    model: PreTrainedModel,
+    collator: Collator,
+    examples: list[Example],
+    metrics: list[str],
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """Score a random sample of the examples with images that are not theirs."""
+    evaluation = config.evaluation
+    count = min(evaluation.blind_examples, len(examples))
+    sample = [examples[index] for index in sorted(random.Random(config.seed).sample(range(len(examples)), count))]
+    with tempfile.TemporaryDirectory() as folder:
+        blinded = (
+            with_other_images(sample, config.seed)
+            if evaluation.blind == "shuffle"
+            else with_blank_images(sample, Path(folder))
+        )
+        lengths = token_lengths(collator, blinded, with_answer=False)
+        predictions = generate_answers(
+            model, collator, blinded, lengths, evaluation.batch_size, max_new_tokens, evaluation.generation,
+            description=f"evaluate with {evaluation.blind} images",
+        )  # fmt: skip
+    _, summary = summarise(predictions, [e.answers for e in sample], [e.metadata or {} for e in sample], metrics)
+    return {"images": evaluation.blind, **summary}
 
 
 def find_training_run(config: Config) -> Path:

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from PIL import Image
+
+from tests.conftest import example
+from vlmexp.evaluation.blind import with_blank_images, with_other_images
+
+
+def test_every_question_gets_an_image_that_is_not_its_own(draw):
+    colors = ["red", "blue", "black", "teal"]
+    examples = [example(f"{k}?", "yes", draw(colors[k % 4]), id=str(k)) for k in range(40)]
+    blinded = with_other_images(examples, seed=0)
+    assert [e.id for e in blinded] == [e.id for e in examples]
+    assert all(new.images != old.images for new, old in zip(blinded, examples, strict=True))
+    assert {e.images for e in blinded} == {e.images for e in examples}
+    assert blinded == with_other_images(examples, seed=0)
+    assert blinded != with_other_images(examples, seed=1)
+
+
+def test_an_example_without_partner_stays(draw):
+    examples = [example("a?", "b"), example("c?", "d", draw("red"))]
+    assert with_other_images(examples, seed=0) == examples
+
+
+def test_blank_images_have_the_size_of_those_they_replace(draw, tmp_path):
+    (blinded,) = with_blank_images([example("a?", "b", draw("red", (30, 20)), draw("blue"))], tmp_path / "white")
+    assert [Image.open(path).size for path in blinded.images] == [(30, 20), (64, 64)]
+    assert Image.open(blinded.images[0]).getextrema() == ((255, 255),) * 3
