@@ -93,6 +93,15 @@ def test_what_cannot_be_loaded(source, message):
         load_model(source, pytest.fail)
 
 
+def test_pickled_weights_are_not_read(checkpoint):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load_model(ModelSource(str(checkpoint)), pytest.fail)
+
+
 def test_a_broken_checkpoint_is_one_sentence(checkpoint):
     (checkpoint / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="could not be loaded"):

@@ -69,7 +69,8 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
     """The model of a checkpoint, on its device and in evaluation mode.
 
     `device_map=auto` takes the GPU (several, if there are and one process uses them) or else the CPU. On a CPU the
-    weights are float32 whatever `dtype` says. With `random_init` the weights are drawn anew from `seed`.
+    weights are float32 whatever `dtype` says. Only safetensors are read, never a pickle, unless `model_kwargs`
+    say otherwise. With `random_init` the weights are drawn anew from `seed`.
 
     Raises:
         UserError: the checkpoint cannot be reached, or its weights do not fit the class.
@@ -84,7 +85,7 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
         torch.manual_seed(seed)
         build: Any = loader if isinstance(loader, type) and issubclass(loader, PreTrainedModel) else loader.from_config
         return build(config).to(dtype=dtype, device="cpu" if on_cpu else "cuda").eval()
-    arguments: dict[str, Any] = {"dtype": dtype, **source.model_kwargs}
+    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **source.model_kwargs}
     if not on_cpu:
         local_rank = os.environ.get("LOCAL_RANK")
         arguments["device_map"] = {"": int(local_rank)} if local_rank is not None else source.device_map

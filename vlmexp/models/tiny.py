@@ -1,20 +1,23 @@
 """The embedded model, without its weights: a Qwen2-VL of 2 M parameters with a vocabulary of its own.
 
-    python -m vlmexp.models.tiny FOLDER
+    python -m vlmexp.models.tiny FOLDER [TRAINED]
 
-writes config, tokenizer, chat template and processor. The weights shipped beside them come from
-`python -m vlmexp experiment=pretrain_tiny`.
+writes config, tokenizer, chat template and processor to FOLDER, and with them the weights of the model in the folder
+TRAINED in bfloat16: the `deployment_model` of `python -m vlmexp experiment=pretrain_tiny`.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-from transformers import Qwen2VLConfig, Qwen2VLProcessor
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from transformers.models.qwen2 import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -144,5 +147,16 @@ def write(folder: Path) -> None:
     model_config.save_pretrained(folder)
 
 
+def write_weights(trained: Path, folder: Path) -> None:
+    """Copy the weights of a trained model to `folder` in bfloat16."""
+    model = Qwen2VLForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16)
+    with tempfile.TemporaryDirectory() as temporary:
+        model.save_pretrained(temporary)
+        shutil.copy(Path(temporary) / "model.safetensors", folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)
+
+
 if __name__ == "__main__":
     write(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        write_weights(Path(sys.argv[2]), Path(sys.argv[1]))
