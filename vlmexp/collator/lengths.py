@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import overload
 
 from PIL import Image
 
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.encode import tokenize
 from vlmexp.data.example import Example, image_size
+from vlmexp.data.examples import ExampleSequence
 from vlmexp.errors import UserError
 
 _CHUNK = 2048  # examples tokenized at a time
 
 
-class Fitted(Sequence[Example]):
+class Fitted(ExampleSequence):
     """Examples that all fit into `max_length` tokens.
 
     Attributes:
@@ -37,13 +37,7 @@ class Fitted(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._kept)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
         original = self._kept[index]
         return self._replaced.get(original) or self._examples[original]
 

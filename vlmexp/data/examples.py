@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import overload
 
@@ -13,7 +14,24 @@ from vlmexp.data.prepare import Prepared
 from vlmexp.errors import UserError
 
 
-class Examples(Sequence[Example]):
+class ExampleSequence(Sequence[Example], ABC):
+    """Examples that are made when they are asked for, by index or by slice."""
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.example(index)
+
+    @abstractmethod
+    def example(self, index: int) -> Example:
+        """The example at a place from 0 on."""
+
+
+class Examples(ExampleSequence):
     """A split as a sequence of examples; media are paths until the collator opens them.
 
     Args:
@@ -45,13 +63,7 @@ class Examples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._table)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
         return to_example(self._table[index], self._columns, self._metadata, self._root)
 
     def media_keys(self) -> list[str]:
