@@ -42,6 +42,34 @@ def test_no_image_is_in_two_splits(vqa_files, tmp_path):
     assert "chosen by their hash with seed 0" in prepared.manifest["split_rule"]["validation"]
 
 
+def test_a_split_that_the_source_lacks_is_taken_out_of_train_and_said(vqa_files, tmp_path):
+    prepared = prepare_files(vqa_files, tmp_path, splits={"train": "train", "validation": "validation", "test": "test"})
+    assert prepared.manifest["counts"]["validation"] > 0
+    assert prepared.manifest["split_rule"]["validation"].startswith("0.3 of the images of 'train'")
+    assert prepared.manifest["split_rule"]["test"] == "the source's 'test'"
+
+
+def test_a_fraction_takes_at_least_one_image_and_leaves_one(vqa_files, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for count, expected in (
+        (6, {"train": 1, "validation": 1, "test": 1}),
+        (4, {"train": 1, "validation": 1, "test": 0}),
+    ):
+        rows = (vqa_files / "train.jsonl").read_text().splitlines(keepends=True)[:count]
+        (few / "train.jsonl").write_text(
+            "".join(row.replace('"picture": "', f'"picture": "{vqa_files}/') for row in rows)
+        )
+        prepared = prepare_files(
+            few,
+            tmp_path,
+            options={"train": str(few / "train.jsonl")},
+            splits={"train": "train"},
+            validation_fraction=0.01,
+        )
+        assert {split: n // 2 for split, n in prepared.manifest["counts"].items()} == expected
+
+
 def test_the_split_depends_on_its_seed_alone(vqa_files, tmp_path):
     def validation(folder: str, seed: int) -> list[str]:
         return Examples(
@@ -124,6 +152,8 @@ def test_a_sample_is_fixed_by_its_seed(vqa_files, tmp_path):
         ({"options": {"train": "missing.jsonl"}}, "there is no such file"),
         ({"options": {"tran": "x.jsonl"}}, "did you mean 'train'"),
         ({"splits": {"train": "training"}}, "no such split; it has train, test"),
+        ({"splits": {"train": "train", "validation": "dev"}}, "splits.validation=dev: the source has no such split"),
+        ({"splits": {"test": "test"}}, "splits.train is not set"),
     ],
 )
 def test_what_cannot_be_prepared(vqa_files, tmp_path, changes, message):

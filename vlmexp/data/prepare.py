@@ -9,13 +9,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -25,6 +28,7 @@ from vlmexp.files import digest, file_digest, new_folder, read_json, write_json
 
 SPLITS = ("train", "validation", "test")
 _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
+_CHUNK = 10_000  # rows converted at a time
 log = logging.getLogger(__name__)
 
 
@@ -58,8 +62,8 @@ def prepare(
 ) -> Prepared:
     """Return the prepared data set, making it first if it is not there or no longer what it was.
 
-    A split that the source lacks is taken out of the train split: an image, with all its questions, goes where the hash
-    of the image and `split_seed` sends it. So no image is in two splits, and the rule needs no list of all images.
+    A split that the source lacks is taken out of the train split: whole images, with all their questions, in the order
+    of the hash of the image and `split_seed`. So no image is in two splits.
 
     Raises:
         UserError: unknown source or option, a split that the source does not have, or no rows.
@@ -93,92 +97,101 @@ def prepare(
                 "The prepared data in %s are not what they were when they were written: preparing them again.", folder
             )
         inputs = dict(options)
-        if source == "files" or "media_columns" in getattr(rows_of, "__annotations__", {}):
+        if "media_columns" in inspect.signature(rows_of).parameters:
             inputs["media_columns"] = media_columns
+        fractions = {"validation": validation_fraction, "test": test_fraction}
+        available = rows_of(**inputs)
+        resolved = _resolved(available, splits)
         with new_folder(folder) as temporary:
-            rows = _assign(
-                rows_of(**inputs), splits, validation_fraction, test_fraction, split_seed, media_columns, temporary
-            )
-            counts = _write(rows, temporary, name)
-            if not counts.get("train"):
+            tables, keys = _store(available, resolved, media_columns, temporary, name)
+            if not keys:
                 raise UserError(f"dataset={name}: the train split has no rows.")
-            manifest = {"request": request, "split_rule": _rule(splits, request), "counts": counts}
-            manifest["fingerprint"] = _fingerprint(temporary)
+            missing = {split: fraction for split, fraction in fractions.items() if resolved[split] is None}
+            assigned = np.array(_carve(keys, missing, split_seed))
+            parts = {split: tables["train"].filter(pa.array(assigned == split)) for split in ("train", *missing)}
+            counts = _write({**tables, **{split: part for split, part in parts.items() if len(part)}}, temporary)
+            rule = _rule(resolved, fractions, split_seed)
+            manifest = {
+                "request": request,
+                "split_rule": rule,
+                "counts": counts,
+                "fingerprint": _fingerprint(temporary),
+            }
             write_json(temporary / "manifest.json", manifest)
     return Prepared(folder, manifest)
 
 
-def _assign(
-    available: Mapping[str, Rows],
-    splits: Mapping[str, str | None],
-    validation_fraction: float,
-    test_fraction: float,
-    seed: int,
-    media_columns: tuple[str, ...],
-    folder: Path,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (split, row) with media stored and split rule applied."""
-    media = _Media(folder / "media")
-    fractions = {"validation": validation_fraction, "test": test_fraction}
-    carved = {split: fractions[split] for split in ("validation", "test") if splits.get(split) is None}
+def _resolved(available: Iterable[str], splits: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Which of the source's splits each of ours is; None: to be taken out of the train split.
+
+    A split that the source lacks under its usual name counts as not given; one asked for by another name is an error.
+    """
+    available = list(available)
+    resolved: dict[str, str | None] = {}
     for split in SPLITS:
         wanted = splits.get(split)
-        if wanted is None:
-            continue
-        if wanted not in available:
-            if split != "train":
-                carved[split] = fractions[split]
-                continue
+        if wanted is not None and wanted not in available and (wanted != split or split == "train"):
             raise UserError(
                 f"dataset.splits.{split}={wanted}: the source has no such split; it has {', '.join(available)}."
             )
-    for split in SPLITS:
-        wanted = splits.get(split)
-        if wanted is None or wanted not in available:
+        resolved[split] = wanted if wanted in available else None
+    if resolved["train"] is None:
+        raise UserError(f"dataset.splits.train is not set; the source has {', '.join(available)}.")
+    return resolved
+
+
+def _store(
+    available: Mapping[str, Rows],
+    splits: Mapping[str, str | None],
+    media_columns: tuple[str, ...],
+    folder: Path,
+    name: str,
+) -> tuple[dict[str, pa.Table], list[str]]:
+    """Store the media; return one table of rows for each split, and the media key of every row of train."""
+    media = _Media(folder / "media")
+    tables, keys = {}, []
+    for split, source_split in splits.items():
+        if source_split is None:
             continue
-        for number, row in enumerate(available[wanted]):
-            row = dict(row) | {column: media.store(row[column]) for column in media_columns if row.get(column)}
-            if split != "train":
-                yield split, row
-                continue
-            group = "|".join(str(row.get(column)) for column in media_columns if row.get(column)) or f"row {number}"
-            yield _carve(group, seed, carved), row
+        chunks, rows = [], []
+        progress = tqdm(available[source_split], f"prepare {name} {split}", unit=" rows", leave=False)
+        for number, original in enumerate(progress):
+            row = original | {column: media.store(original[column]) for column in media_columns if original.get(column)}
+            row["id"] = str(original.get("id", original.get("question_id", f"{split}-{number}")))
+            rows.append(row)
+            if split == "train":
+                images = [str(row[column]) for column in media_columns if row.get(column)]
+                keys.append("|".join(images) or f"row {number}")
+            if len(rows) == _CHUNK:
+                chunks.append(pa.Table.from_pylist(rows))
+                rows = []
+        chunks += [pa.Table.from_pylist(rows)] if rows else []
+        if chunks:
+            tables[split] = pa.concat_tables(chunks, promote_options="permissive")
+    return tables, keys
 
 
-def _carve(group: str, seed: int, carved: Mapping[str, float]) -> str:
-    """The split of an image: its hash as a number in [0, 1), compared with the fractions to take out."""
-    share = int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8], "big") / 2**64
-    for split, fraction in carved.items():
-        if share < fraction:
-            return split
-        share -= fraction
-    return "train"
+def _carve(keys: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
+    """The split of each row of train: images in the order of their seeded hash, the first of them for each fraction.
+
+    A fraction above 0 takes at least one image, as long as one remains to train on.
+    """
+    order = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+    split_of, start = dict.fromkeys(order, "train"), 0
+    for split, fraction in fractions.items():
+        end = start + (max(1, round(fraction * len(order))) if fraction > 0 else 0)
+        if end < len(order):
+            split_of |= dict.fromkeys(order[start:end], split)
+            start = end
+    return [split_of[key] for key in keys]
 
 
-def _write(rows: Iterator[tuple[str, dict[str, Any]]], folder: Path, name: str) -> dict[str, int]:
+def _write(tables: Mapping[str, pa.Table], folder: Path) -> dict[str, int]:
     """Write one Arrow stream a split; returns the number of rows of each."""
-    import pyarrow as pa
-
-    chunks: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    tables: dict[str, list[Any]] = {split: [] for split in SPLITS}
-    counts = dict.fromkeys(SPLITS, 0)
-    for split, row in tqdm(rows, desc=f"prepare {name}", unit=" rows", leave=False):
-        chunks[split].append({**row, "id": str(row.get("id", row.get("question_id", f"{split}-{counts[split]}")))})
-        counts[split] += 1
-        if len(chunks[split]) >= 10_000:
-            tables[split].append(pa.Table.from_pylist(chunks[split]))
-            chunks[split] = []
-    for split in SPLITS:
-        if chunks[split]:
-            tables[split].append(pa.Table.from_pylist(chunks[split]))
-        if tables[split]:
-            table = pa.concat_tables(tables[split], promote_options="permissive")
-            with (
-                pa.OSFile(str(folder / f"{split}.arrow"), "wb") as file,
-                pa.ipc.new_stream(file, table.schema) as writer,
-            ):
-                writer.write_table(table)
-    return counts
+    for split, table in tables.items():
+        with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    return {split: len(tables[split]) if split in tables else 0 for split in SPLITS}
 
 
 class _Media:
@@ -210,12 +223,10 @@ def _fingerprint(folder: Path) -> str:
     return digest({"splits": {path.name: file_digest(path) for path in folder.glob("*.arrow")}, "media": media})
 
 
-def _rule(splits: Mapping[str, str | None], request: Mapping[str, Any]) -> dict[str, str]:
-    rule = {}
-    for split in SPLITS:
-        if splits.get(split) is not None:
-            rule[split] = f"the source's {splits[split]!r}"
-        else:
-            fraction, seed = request[f"{split}_fraction"], request["split_seed"]
-            rule[split] = f"about {fraction:.3g} of the images of 'train', chosen by their hash with seed {seed}"
-    return rule
+def _rule(splits: Mapping[str, str | None], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    return {
+        split: f"the source's {wanted!r}"
+        if wanted is not None
+        else f"{fractions[split]:.3g} of the images of 'train', chosen by their hash with seed {seed}"
+        for split, wanted in splits.items()
+    }
