@@ -17,6 +17,7 @@ LABELS = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
 }
+BLIND_LABELS = {"shuffle": "other images", "blank": "white images"}
 
 
 def print_paths(paths: Mapping[str, Path]) -> None:
@@ -44,7 +45,8 @@ def print_scores(columns: Mapping[str, Mapping[str, Any]], title: str) -> None:
     if len(names) == 2:
         table.add_column("gain", justify="right", style="bold")
     if blind:
-        table.add_column(f"{blind['images']} images, n={blind['n']:,}", justify="right", style="dim")
+        heading = f"{BLIND_LABELS[blind['images']]} (n={blind['n']:,})"
+        table.add_column(heading, justify="right", style="dim")
     for label, n, values, blind_value in _score_rows(results, blind):
         cells = [_percent(value) for value in values]
         if len(values) == 2:
