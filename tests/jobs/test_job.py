@@ -69,6 +69,8 @@ def test_the_main_job(cli, tmp_path, data_dir):
     record = read_json(run / "run.json")
     assert record["status"] == "done"
     assert record["fallbacks"] == []
+    assert record["data"]["share_images"] is True
+    assert record["data"]["splits"]["train"]["dropped"] == 0
     base, tuned = (read_json(run / "evaluation" / f"{n}_vlm_model_evaluation.json") for n in ("base", "finetuned"))
     assert base["n"] == tuned["n"] == 9_673
     assert base["metrics"]["vqa_accuracy"] < 0.20

@@ -37,7 +37,8 @@ def prepared_data(config: Config, run: Run) -> Prepared:
             f"{prepared.fingerprint[:12]}: its results would mix two data sets. Start a new run."
         )
     run.update(
-        data={
+        data=run.record.get("data", {})
+        | {
             "name": dataset.name,
             "folder": str(prepared.folder),
             "fingerprint": prepared.fingerprint,

@@ -1,1 +1,8 @@
-"""Loading models and processors, attaching and merging adapters."""
+"""Loading models and processors, attaching and merging adapters.
+
+Importing this package makes transformers' Auto classes know the families that have no class there: InternVL2 and
+Phi-3-Vision.
+"""
+
+import vlmexp.models.internvl2
+import vlmexp.models.phi3_vision  # noqa: F401
