@@ -270,9 +270,10 @@ def _log_to(path: Path) -> Iterator[None]:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_terminal = logging.StreamHandler(sys.stderr)
     to_terminal.setFormatter(logging.Formatter("%(message)s"))
-    to_terminal.addFilter(
-        lambda record: record.levelno >= (logging.INFO if record.name.startswith("vlmexp") else logging.WARNING)
-    )
+    # Python's own warnings are for developers of the libraries: they go to the file only.
+    least = {"vlmexp": logging.INFO, "py": logging.ERROR}
+    to_terminal.addFilter(lambda record: record.levelno >= least.get(record.name.partition(".")[0], logging.WARNING))
+    logging.captureWarnings(True)
     root = logging.getLogger()
     before = root.handlers[:], root.level
     root.handlers, root.level = [to_file, to_terminal], logging.INFO
@@ -280,5 +281,6 @@ def _log_to(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        logging.captureWarnings(False)
         root.handlers, root.level = before
         to_file.close()

@@ -78,6 +78,13 @@ def test_a_branch_sees_no_other_branch(make_collator, model, draw):
     torch.testing.assert_close(logits[0][-4:], logits[1][-4:], rtol=0, atol=1e-5)
 
 
+def test_a_batch_without_any_image(make_collator, model):
+    items = [example("is it red?", "yes"), example("what color is the shape?", "blue")]
+    loss, _ = loss_and_gradients(model, make_collator()(items))
+    packed = branch_inputs(model, make_collator(share_images=True)(items), torch.float32)
+    assert loss_and_gradients(model, packed)[0] == pytest.approx(loss, rel=1e-5)
+
+
 def test_images_without_sharing_stay_separate(make_collator, draw):
     batch = make_collator(share_images=True)([example("a?", "b"), example("a?", "b"), example("c?", "d", draw("red"))])
     assert batch["input_ids"].shape[0] == 3

@@ -150,15 +150,29 @@ def test_a_sample_is_fixed_by_its_seed(vqa_files, tmp_path):
         ({"source": "fils"}, "did you mean 'files'"),
         ({"options": {"train": "x.txt"}}, "ending must be one of"),
         ({"options": {"train": "missing.jsonl"}}, "there is no such file"),
+        ({"options": {"train": "empty.jsonl"}}, "it has no rows"),
         ({"options": {"tran": "x.jsonl"}}, "did you mean 'train'"),
         ({"splits": {"train": "training"}}, "no such split; it has train, test"),
         ({"splits": {"train": "train", "validation": "dev"}}, "splits.validation=dev: the source has no such split"),
         ({"splits": {"test": "test"}}, "splits.train is not set"),
     ],
 )
-def test_what_cannot_be_prepared(vqa_files, tmp_path, changes, message):
+def test_what_cannot_be_prepared(vqa_files, tmp_path, changes, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match=message):
         prepare_files(vqa_files, tmp_path, **changes)
+
+
+def test_only_examples_with_the_same_media_have_the_same_key(vqa_files, tmp_path):
+    rows = [
+        {"picture": picture, "query": "q?", "response": "a"} for picture in ("train-0.png", None, None, "train-0.png")
+    ]
+    (vqa_files / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = prepare_files(vqa_files, tmp_path, validation_fraction=0.0)
+    keys = Examples(prepared, "train", COLUMNS).media_keys()
+    assert keys[0] == keys[3]
+    assert len(set(keys)) == 3
 
 
 def test_a_missing_column_names_those_there_are(vqa_files, tmp_path):

@@ -76,6 +76,8 @@ def _linear_positions(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch
     if rope is None:
         return None
     wanted = inspect.signature(rope).parameters
+    if "mm_token_type_ids" in wanted and "mm_token_type_ids" not in batch:  # a batch without media counts one by one
+        return None
     positions = rope(**{name: value for name, value in batch.items() if name in wanted})[0]
     assert isinstance(positions, torch.Tensor)
     return positions

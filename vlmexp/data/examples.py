@@ -67,8 +67,7 @@ class Examples(ExampleSequence):
         return to_example(self._table[index], self._columns, self._metadata, self._root)
 
     def media_keys(self) -> list[str]:
-        """For each example, a text that is equal exactly for examples with the same media."""
+        """For each example, a text that is equal exactly for examples with the same media, and there are media."""
         column = self._columns.get("image")
-        if column is None or column not in self._table.column_names:
-            return [""] * len(self)
-        return [str(value) for value in self._table[column]]
+        values = self._table[column] if column in self._table.column_names else [None] * len(self)
+        return [str(value) if value else f"no media {index}" for index, value in enumerate(values)]

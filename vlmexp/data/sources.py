@@ -79,8 +79,9 @@ def files(
         folder = (Path(root).expanduser() if root else path.parent).resolve()
         try:
             table = datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise UserError(f"dataset.options.{option}={file} cannot be read: {error.__cause__ or error}.") from None
+        except (datasets.exceptions.DatasetGenerationError, StopIteration) as error:
+            reason = "it has no rows" if path.stat().st_size == 0 else str(error.__cause__ or error)
+            raise UserError(f"dataset.options.{option}={file} cannot be read: {reason}.") from None
         for row in table:
             for column in media_columns:
                 value = row.get(column)
