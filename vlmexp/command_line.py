@@ -94,7 +94,12 @@ def inherit_from_run(arguments: list[str]) -> list[str]:
         return arguments
     directory = Path(wanted.strip("'\"")).expanduser()
     record = require_run(directory, Path(named.get("paths.outputs", "outputs")))
-    inherited = [text for text in record["overrides"] if key_of(text) not in named | {"hydra.run.dir": ""}]
+    # An option that is given again, or whose whole group is chosen anew, is not inherited.
+    inherited = [
+        text
+        for text in record["overrides"]
+        if key_of(text) not in (*named, "hydra.run.dir") and key_of(text).partition(".")[0] not in named
+    ]
     stage = named.get("stage", record["stage"])
     flags = [argument for argument in arguments if argument not in given]
     if stage in CONTINUING or stage == record["stage"]:

@@ -263,6 +263,11 @@ def _check_choices(config: Config) -> None:
     ):
         if number is not None and number < least:
             raise UserError(f"{option}={number} must be at least {least}.")
+    if config.collator.label_masking.ignore_index != -100:
+        raise UserError(
+            f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "
+            "only label that the loss of transformers' models leaves out."
+        )
     for option, fraction in (
         ("dataset.validation_fraction", config.dataset.validation_fraction),
         ("dataset.test_fraction", config.dataset.test_fraction),

@@ -47,7 +47,12 @@ def git_state(directory: Path) -> dict[str, Any] | None:
         return None
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace")
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace"
+            )
+        except OSError:  # no git on this machine
+            return ""
         return done.stdout if done.returncode == 0 else ""
 
     diff = git("diff", "HEAD", "--", ".", ":(exclude).env*")

@@ -139,11 +139,10 @@ class Run:
         refuse_other_config(directory, values)
         path = directory / "run.json"
         record = read_json(path) if path.exists() else _new_record(directory, values)
-        record["stage"] = config.stage
         record["status"] = "running"
         record.pop("error", None)
         record["overrides"] = overrides
-        record["attempts"].append(_attempt())
+        record["attempts"].append({"stage": config.stage, **_attempt()})
         run = cls(directory, record, is_main)
         with _log_to(directory / "train.log") if is_main else contextlib.nullcontext():
             if is_main:

@@ -89,7 +89,9 @@ def _fits(value: Any, annotation: ast.expr) -> bool:
             return any(_fits(value, option) for option in options)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             options = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            return any(isinstance(option, ast.Constant) and option.value == value for option in options)
+            values = [option.value for option in options if isinstance(option, ast.Constant)]
+            # PEFT writes patterns such as "pissa_niter_[number of iters]" into a Literal.
+            return value in values or (isinstance(value, str) and any("[" in str(known) for known in values))
         case ast.Subscript(value=ast.Name(id=name)) if name in _TYPES:
             return isinstance(value, _TYPES[name])
     return True

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from vlmexp.config import Tracking
 
 
-def start_tracking(tracking: Tracking, run_id: str, directory: Path) -> None:
-    """Set what the Trainer's own integrations read from the environment.
+@contextlib.contextmanager
+def tracked(tracking: Tracking, run_id: str, directory: Path) -> Iterator[None]:
+    """Set what the Trainer's own integrations read from the environment, and close W&B's run at the end of the block.
 
     W&B runs online only where there is a key, keeps its id when the run is resumed, and writes below the run directory.
     """
@@ -29,3 +32,10 @@ def start_tracking(tracking: Tracking, run_id: str, directory: Path) -> None:
         if tracking.entity:
             values["WANDB_ENTITY"] = tracking.entity
         os.environ.update(values)
+    try:
+        yield
+    finally:
+        if tracking.report_to == "wandb":
+            import wandb
+
+            wandb.finish()  # the next point of a sweep in this process is a run of its own

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import example
-
-MARKS = {"prompt": "p", "media": "m"}
+from vlmexp.errors import UserError
 
 
 def tokens_and_labels(processor, collator, item):
@@ -54,10 +53,9 @@ def test_padding_is_on_the_right_and_masked_if_asked(processor, make_collator, d
     assert (batch["labels"][0, length:] == wanted).all()
 
 
-def test_another_ignore_index(make_collator, draw):
-    labels = make_collator("collator.label_masking.ignore_index=-1")([example("red?", "yes", draw("red"))])["labels"]
-    assert labels.min() == -1
-    assert (labels != -1).sum() == 2
+def test_another_ignore_index_is_refused(make_collator):
+    with pytest.raises(UserError, match="ignore_index=0 must be -100"):
+        make_collator("collator.label_masking.ignore_index=0")
 
 
 def test_generation_batches_are_padded_on_the_left(processor, make_collator, draw):

@@ -62,7 +62,9 @@ def score_finetuned(config: Config, run: Run) -> None:
             source_run = run.directory if run.stage_result("train") else find_training_run(config)
             result["trained_by"] = str(source_run)
             trained = _config_of(source_run)
-            config = dataclasses.replace(config, model=trained.model, collator=trained.collator, peft=trained.peft)
+            config = dataclasses.replace(
+                config, model=trained.model, collator=trained.collator, peft=trained.peft, seed=trained.seed
+            )
             model, processor = load_finetuned(config, source_run, run)
             result |= evaluate_model(config, run, model, processor, FINETUNED)
 
@@ -179,15 +181,18 @@ def find_training_run(config: Config) -> Path:
             )
         return directory
     trained = [
-        (directory, read_config(directory))
+        (record["stages"]["train"]["started"], directory, read_config(directory))
         for folder in (root, Path(config.paths.multirun))
-        for directory, record in finished_runs(folder)
+        for directory, record in finished_runs(folder, unfinished=True)
         if record["stages"].get("train", {}).get("status") == "done" and (directory / "model").is_dir()
     ]
-    for directory, other in sorted(trained, key=lambda item: item[0].stat().st_mtime, reverse=True):
-        if other["model"]["id"] == config.model.id and other["dataset"]["name"] == config.dataset.name:
+    trained.sort(key=lambda item: item[0], reverse=True)
+    wanted = (config.dataset.name, config.dataset.source, config.dataset.options)
+    for _, directory, other in trained:
+        data = (other["dataset"]["name"], other["dataset"]["source"], other["dataset"]["options"])
+        if other["model"]["id"] == config.model.id and data == wanted:
             return directory.resolve()
-    listing = "; ".join(f"{d} ({o['model']['id']} on {o['dataset']['name']})" for d, o in trained[:5])
+    listing = "; ".join(f"{d} ({o['model']['id']} on {o['dataset']['name']})" for _, d, o in trained[:5])
     raise UserError(
         f"There is no finished training run of {config.model.id} on {config.dataset.name} under {root}/. "
         + (

@@ -32,6 +32,9 @@ class MetricsFile(TrainerCallback):
         if control.should_save:
             control.should_log = True
 
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.on_step_end(args, state, control)
+
     def on_log(
         self,
         args: TrainingArguments,

@@ -21,7 +21,7 @@ from vlmexp.models.load import load_model, load_processor
 from vlmexp.parts import build_collator, model_source, set_threads
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
-from vlmexp.tracking import start_tracking
+from vlmexp.tracking import tracked
 from vlmexp.training.callbacks import MetricsFile, ProgressBar, peak_memory_gib
 from vlmexp.training.checkpoints import is_last, newest_complete
 from vlmexp.training.sampling import EpochSampler, Order, by_length, by_media, shuffled
@@ -31,7 +31,7 @@ from vlmexp.training.trainer import VlmTrainer
 def train(config: Config, run: Run) -> dict[str, Any]:
     """Fine-tune, from the newest complete checkpoint if there is one; write `model/` and `deployment_model/`."""
     if run.stage_result("train") is None:
-        with run.stage("train") as result:
+        with run.stage("train") as result, tracked(config.tracking, run.record["id"], run.directory):
             result |= _train(config, run)
     print_paths({"adapter": run.path("model"), "merged": run.path("deployment_model"), "run": run.directory})
     done = run.stage_result("train") or {}
@@ -53,6 +53,8 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
         for split in ("train", "validation")
         if prepared.manifest["counts"][split]
     }
+    if not len(splits["train"]):
+        raise UserError("collator.overlong=drop leaves no example to train on: raise collator.max_length.")
     all_keys = load_split(config, prepared, "train").media_keys()
     keys = [all_keys[index] for index in splits["train"].kept]
     collator.share_images = shares_images(config, collator, keys)
@@ -72,7 +74,6 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
 
     checkpoint = newest_complete(run.path("checkpoints"))
     run.forget_metrics_after(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
-    start_tracking(config.tracking, run.record["id"], run.directory)
     order = epoch_order(str(arguments.train_sampling_strategy), splits["train"], keys, collator, arguments)
     trainer = VlmTrainer(
         model=model,
