@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, cli_environment, only_run
+from vlmexp.files import read_json
 
 MISTAKES = {
     "peft.rr=3": ["peft.rr=3", "LoraConfig", "did you mean 'r'?"],
@@ -46,6 +47,8 @@ MISTAKES = {
     "dataset.columns.image=picture": ["'picture'", "answer, answer_type, image"],
     "collator.overlong=cut": ["collator.overlong='cut'", "shorten_text"],
     "collator.messages.0.content.0.text='{sytem_prompt}'": ["{sytem_prompt}", "did you mean 'system_prompt'?"],
+    "run=": ["run= is empty"],
+    "collator.messages.0.content.2.text='{answer}'": ["{answer} is no field"],
     "run=/nowhere": ["run=/nowhere", "run.json"],
     "~peft": ["peft"],
     "peft.r=8,16": ["peft.r=8,16", "-m", "peft.r=[8,16]"],
@@ -80,6 +83,18 @@ def test_a_mistake_in_ones_own_file(content, parts, cli, tmp_path):
     assert done.stderr.count("\n") == 1
     for part in parts:
         assert part in done.stderr
+
+
+def test_a_run_is_continued_with_its_own_search_path(cli, tmp_path):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("id: vlmexp:tiny")
+    (tmp_path / "probe.py").write_text("def stage(config, run):\n    return {'metric': len(run.record['attempts'])}\n")
+    path = f"{ROOT}{os.pathsep}{tmp_path}"
+    first = cli(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "model=mine", "stage=probe.stage", PYTHONPATH=path)
+    assert first.returncode == 0, first.stderr
+    again = cli(f"run={only_run(tmp_path)}", PYTHONPATH=path)
+    assert again.returncode == 0, again.stderr
+    assert read_json(only_run(tmp_path) / "run.json")["result"]["metric"] == 2
 
 
 def test_an_option_of_full_fine_tuning_is_refused(cli):

@@ -90,6 +90,8 @@ def inherit_from_run(arguments: list[str]) -> list[str]:
     given = overrides(arguments)
     named = {key_of(override): override.partition("=")[2] for override in given}
     wanted = named.get("run")
+    if wanted == "":
+        raise UserError("run= is empty: name a run directory, or leave it out to start a new run.")
     if not wanted or wanted == "null" or "-m" in arguments or "--multirun" in arguments:
         return arguments
     directory = Path(wanted.strip("'\"")).expanduser()

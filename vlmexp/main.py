@@ -76,7 +76,9 @@ def job(composed: DictConfig) -> float | None:
     try:
         config = checked(composed)
         stage = find_stage(config.stage)
-        with Run.open(directory, config, list(hydra_config.overrides.task)) as run:
+        # The search path belongs to a run: without it, `run=` could not find the user's own YAML again.
+        search_path = [text for text in hydra_config.overrides.hydra if text.startswith("hydra.searchpath=")]
+        with Run.open(directory, config, [*hydra_config.overrides.task, *search_path]) as run:
             result = stage(config, run)
             run.update(result=result)
     except KeyboardInterrupt:

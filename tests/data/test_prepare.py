@@ -42,6 +42,19 @@ def test_no_image_is_in_two_splits(vqa_files, tmp_path):
     assert "chosen by their hash with seed 0" in prepared.manifest["split_rule"]["validation"]
 
 
+def test_rows_with_several_images_share_none_across_splits(vqa_files, tmp_path):
+    pairs = [(k, (k + 1) % 6) for k in range(5)] + [(k, k) for k in range(6, 24)]
+    rows = [{"picture": [f"train-{a}.png", f"train-{b}.png"], "query": "q?", "response": "x"} for a, b in pairs]
+    (vqa_files / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = prepare_files(vqa_files, tmp_path, splits={"train": "train"}, validation_fraction=0.3, test_fraction=0.3)
+    images = [
+        {path for example in Examples(prepared, split, COLUMNS) for path in example.images}
+        for split in ("train", "validation", "test")
+    ]
+    assert all(images)
+    assert len(set.union(*images)) == sum(map(len, images)) == 24
+
+
 def test_a_split_that_the_source_lacks_is_taken_out_of_train_and_said(vqa_files, tmp_path):
     prepared = prepare_files(vqa_files, tmp_path, splits={"train": "train", "validation": "validation", "test": "test"})
     assert prepared.manifest["counts"]["validation"] > 0
@@ -113,6 +126,14 @@ def test_a_killed_preparation_leaves_nothing_half(vqa_files, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         prepare_files(vqa_files, tmp_path)
     assert not [path for path in tmp_path.glob("squares*") if path.is_dir() and path != vqa_files]
+
+
+def test_every_named_column_must_exist(vqa_files, tmp_path):
+    prepared = prepare_files(vqa_files, tmp_path)
+    with pytest.raises(UserError, match=r"dataset.columns.context=contxt"):
+        Examples(prepared, "train", {**COLUMNS, "context": "contxt"})
+    with pytest.raises(UserError, match=r"dataset.metadata=respons: .*did you mean 'response'"):
+        Examples(prepared, "train", COLUMNS, ["respons"])
 
 
 def test_images_of_easyvqa_are_stored_once(data_dir, compose):

@@ -54,8 +54,9 @@ class PromptTemplate:
         self.processor = processor
         self.messages = messages
         self.system_prompt = system_prompt
-        known = [*roles, "system_prompt", "answer"]
         for message in messages:
+            # The prompt must not hold what it asks for.
+            known = [*roles, "system_prompt", *(["answer"] if message is messages[-1] else [])]
             for part in message.parts:
                 for name in map(_role, _FIELD.findall(part.text)):
                     if name not in known:

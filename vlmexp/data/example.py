@@ -40,13 +40,16 @@ class Example:
         return Counter(self.answers).most_common(1)[0][0] if self.answers else ""
 
 
-def check_columns(columns: Mapping[str, str | None], present: Iterable[str], split: str) -> None:
-    """Raise a UserError if a role is mapped to a column that the split does not have."""
+def check_columns(
+    columns: Mapping[str, str | None], metadata: Iterable[str], present: Iterable[str], split: str
+) -> None:
+    """Raise a UserError if a role or the metadata name a column that the split does not have."""
     present = sorted(set(present) - {"id"})
-    for role, column in columns.items():
-        if column is not None and column not in present and role in ("question", "answer", *MEDIA_ROLES):
+    options = [(f"dataset.columns.{role}", column) for role, column in columns.items()]
+    for option, column in [*options, *(("dataset.metadata", column) for column in metadata)]:
+        if column is not None and column not in present:
             raise UserError(
-                f"dataset.columns.{role}={column}: the {split} split has no column {column!r}"
+                f"{option}={column}: the {split} split has no column {column!r}"
                 f"{closest(column, present) or '.'} Its columns are: {', '.join(present)}."
             )
 

@@ -54,7 +54,7 @@ class Examples(ExampleSequence):
         if not prepared.manifest["counts"].get(split):
             raise UserError(f"The data set {prepared.folder.name} has no {split} split.")
         table = datasets.Dataset.from_file(str(prepared.arrow(split)))
-        check_columns(columns, table.column_names, split)
+        check_columns(columns, metadata, table.column_names, split)
         self.population = len(table)
         if limit is not None and limit < len(table):
             table = table.select(sorted(random.Random(seed).sample(range(len(table)), limit)))

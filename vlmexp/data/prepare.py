@@ -28,6 +28,7 @@ from vlmexp.files import digest, file_digest, new_folder, read_json, write_json
 
 SPLITS = ("train", "validation", "test")
 _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
+_FORMAT = 1  # raise it when the same request would be prepared in another way
 _CHUNK = 10_000  # rows converted at a time
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def prepare(
     """
     rows_of = find_source(source, options)
     request = {
+        "format": _FORMAT,
         "name": name,
         "version": version,
         "source": source,
@@ -107,7 +109,7 @@ def prepare(
             if not keys:
                 raise UserError(f"dataset={name}: the train split has no rows.")
             missing = {split: fraction for split, fraction in fractions.items() if resolved[split] is None}
-            assigned = np.array(_carve(keys, missing, split_seed))
+            assigned = np.array(_carve(_groups(keys), missing, split_seed))
             parts = {split: tables["train"].filter(pa.array(assigned == split)) for split in ("train", *missing)}
             counts = _write({**tables, **{split: part for split, part in parts.items() if len(part)}}, temporary)
             rule = _rule(resolved, fractions, split_seed)
@@ -146,10 +148,11 @@ def _store(
     media_columns: tuple[str, ...],
     folder: Path,
     name: str,
-) -> tuple[dict[str, pa.Table], list[str]]:
-    """Store the media; return one table of rows for each split, and the media key of every row of train."""
+) -> tuple[dict[str, pa.Table], list[list[str]]]:
+    """Store the media; return one table of rows for each split, and the media of every row of train."""
     media = _Media(folder / "media")
-    tables, keys = {}, []
+    tables: dict[str, pa.Table] = {}
+    keys: list[list[str]] = []
     for split, source_split in splits.items():
         if source_split is None:
             continue
@@ -160,8 +163,7 @@ def _store(
             row["id"] = str(original.get("id", original.get("question_id", f"{split}-{number}")))
             rows.append(row)
             if split == "train":
-                images = [str(row[column]) for column in media_columns if row.get(column)]
-                keys.append("|".join(images) or f"row {number}")
+                keys.append(_media_of(row, media_columns) or [f"row {number}"])
             if len(rows) == _CHUNK:
                 chunks.append(pa.Table.from_pylist(rows))
                 rows = []
@@ -169,6 +171,27 @@ def _store(
         if chunks:
             tables[split] = pa.concat_tables(chunks, promote_options="permissive")
     return tables, keys
+
+
+def _media_of(row: Mapping[str, Any], media_columns: tuple[str, ...]) -> list[str]:
+    values = [row[column] for column in media_columns if row.get(column)]
+    return [str(path) for value in values for path in (value if isinstance(value, list) else [value])]
+
+
+def _groups(media: Sequence[Sequence[str]]) -> list[str]:
+    """For each row, a name that it shares with every row that it shares an image with, directly or through others."""
+    parent: dict[str, str] = {}
+
+    def root(image: str) -> str:
+        while parent.setdefault(image, image) != image:
+            image = parent[image] = parent[parent[image]]
+        return image
+
+    for images in media:
+        for image in images:
+            first, second = sorted((root(images[0]), root(image)))
+            parent[second] = first
+    return [root(images[0]) for images in media]
 
 
 def _carve(keys: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
