@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 import multiprocessing
-import os
 
 import pytest
 
@@ -143,7 +141,6 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 def test_secrets_are_taken_out_of_text(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
     assert redacted("push --token hf_abcdefghijkl") == "push --token <HF_TOKEN>"
-    assert json.dumps(dict(os.environ))  # and nothing writes the environment itself
 
 
 def test_an_unwritable_directory_is_one_sentence(compose, tmp_path):

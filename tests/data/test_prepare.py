@@ -149,7 +149,7 @@ def test_images_of_easyvqa_are_stored_once(data_dir, compose):
     prepared = prepared_data(config, Recorder())
     assert sum(prepared.manifest["counts"].values()) == 38_575 + 9_673
     assert prepared.manifest["counts"]["test"] == 9_673
-    assert len(list((prepared.folder / "media").iterdir())) == len({*Path(prepared.folder, "media").iterdir()}) <= 5_000
+    assert 4_000 < len(list((prepared.folder / "media").iterdir())) <= 5_000
     train, test = load_split(config, prepared, "train"), load_split(config, prepared, "test")
     assert not set(train.media_keys()) & set(load_split(config, prepared, "validation").media_keys())
     first = test[0]
