@@ -68,7 +68,8 @@ def cli_environment(data_dir: Path) -> dict[str, str]:
 
 def only_run(folder: Path) -> Path:
     """The one run directory below a folder."""
-    runs = [path.parent for path in folder.glob("**/run.json")]
+    # Not glob: it stumbles over a checkpoint that is renamed while a run is at work.
+    runs = [Path(parent) for parent, _, files in os.walk(folder) if "run.json" in files]
     assert len(runs) == 1, runs
     return runs[0]
 

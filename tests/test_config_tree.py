@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vlmexp.config import PeftExtras, library_options
 from vlmexp.errors import UserError
 from vlmexp.main import CONFIG_DIR, STAGES, find_stage
 
@@ -63,8 +64,9 @@ def test_defaults_are_those_of_the_mission(compose):
         "dataloader_pin_memory": False,
     }  # fmt: skip
     assert {name: config.train[name] for name in expected} == expected
-    assert config.peft == {
-        "config_class": "LoraConfig", "task_type": "CAUSAL_LM", "r": 64, "target_modules": "all-linear",
+    assert config.peft["config_class"] == "LoraConfig"
+    assert library_options(config.peft, PeftExtras) == {
+        "task_type": "CAUSAL_LM", "r": 64, "target_modules": "all-linear",
         "lora_alpha": 16, "lora_dropout": 0.05, "bias": "none", "use_rslora": False, "use_dora": False,
     }  # fmt: skip
     assert config.model.id == "Qwen/Qwen2-VL-2B-Instruct"

@@ -6,6 +6,8 @@ configuration class that it names. Their keys are checked against the installed 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +23,10 @@ DTYPES = ("bfloat16", "float16", "float32")
 OVERLONG = ("error", "drop", "shorten_text")
 SHARE_IMAGES = ("auto", "always", "never")
 BLINDS = ("shuffle", "blank", "none")
+PARTS = ("vision", "projector", "language")
+PROMPT_STYLES = ("chat", "prefix")
+MEDIA = ("image", "video")
+AUDITS = ("error", "warn", "off")
 TRACKERS = ("none", "tensorboard", "wandb")
 # TrainingArguments that a run decides itself, and what to set instead.
 RESERVED_TRAIN = {
@@ -32,6 +38,14 @@ RESERVED_TRAIN = {
     "resume_from_checkpoint": "run=<directory>",
     "hub_token": "the environment variable HF_TOKEN",
 }
+
+
+@dataclass
+class Modules:
+    """Regular expressions for dotted module names; null: the names of transformers' own families."""
+
+    vision: str | None = None
+    projector: str | None = None
 
 
 @dataclass
@@ -49,6 +63,11 @@ class Model:
     trust_remote_code: bool = False
     random_init: bool = False  # take the configuration but not the weights
     end_of_turn: str | None = None  # token that ends an answer; null: the tokenizer's EOS
+    prompt_style: str = (
+        "chat"  # chat: the processor's chat template | prefix: the question behind the images, no template
+    )
+    media: list[str] = field(default_factory=lambda: ["image"])  # what it takes: image, video
+    modules: Modules = field(default_factory=Modules)
     shared_image_prefix: bool = False  # whether masks and positions allow several questions behind one image
     model_kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of from_pretrained
     processor_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -133,6 +152,25 @@ class Evaluation:
 
 
 @dataclass
+class TrainExtras:
+    """Options of `train` that are ours and not those of TrainingArguments."""
+
+    vision_learning_rate: float | None = None  # null: train.learning_rate
+    projector_learning_rate: float | None = None  # null: train.learning_rate
+    gradient_audit: str = "warn"  # error | warn | off: after the second step, name trained weights without a gradient
+    memory_preflight: bool = True  # one step on the largest batch there can be, before training
+
+
+@dataclass
+class PeftExtras:
+    """Options of `peft` that are ours and not those of the PEFT configuration class."""
+
+    config_class: str | None = None  # null: no adapter, the weights themselves are trained
+    train_parts: list[str] = field(default_factory=lambda: list(PARTS))  # the others stay frozen
+    quantization: dict[str, Any] | None = None  # fields of transformers.BitsAndBytesConfig for the frozen base
+
+
+@dataclass
 class Tracking:
     """Where metrics go beside the run directory."""
 
@@ -163,8 +201,8 @@ class Config:
     model: Model = field(default_factory=Model)
     dataset: Dataset = field(default_factory=Dataset)
     collator: Collator = field(default_factory=Collator)
-    peft: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] = field(default_factory=lambda: dataclasses.asdict(PeftExtras()))
+    train: dict[str, Any] = field(default_factory=lambda: dataclasses.asdict(TrainExtras()))
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
     paths: Paths = field(default_factory=Paths)
@@ -205,6 +243,34 @@ def checked(composed: DictConfig) -> Config:
     return config
 
 
+def train_extras(config: Config) -> TrainExtras:
+    """Our own options of the `train` group."""
+    return TrainExtras(**_extras("train", config.train, TrainExtras))
+
+
+def peft_extras(config: Config) -> PeftExtras:
+    """Our own options of the `peft` group."""
+    return PeftExtras(**_extras("peft", config.peft, PeftExtras))
+
+
+def library_options(group: Mapping[str, Any], extras: type) -> dict[str, Any]:
+    """The options of an open group that belong to the library's class."""
+    ours = {item.name for item in dataclasses.fields(extras)}
+    return {name: value for name, value in group.items() if name not in ours}
+
+
+def _extras(group: str, values: Mapping[str, Any], extras: type) -> dict[str, Any]:
+    ours = {item.name for item in dataclasses.fields(extras)}
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(extras), {n: value for n, value in values.items() if n in ours})
+    except OmegaConfBaseException as error:
+        error.full_key = f"{group}.{error.full_key}"
+        raise UserError(explain(error)) from None
+    plain = OmegaConf.to_container(typed)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
 def explain(error: OmegaConfBaseException) -> str:
     """One sentence for an error of OmegaConf: which option, which value, what is possible."""
     key = str(error.full_key or error.key or "")
@@ -232,6 +298,8 @@ def _keys_at(path: str) -> list[str]:
 def _check_choices(config: Config) -> None:
     for option, value, choices in (
         ("model.dtype", config.model.dtype, DTYPES),
+        ("model.prompt_style", config.model.prompt_style, PROMPT_STYLES),
+        *(("model.media", medium, MEDIA) for medium in config.model.media),
         ("collator.overlong", config.collator.overlong, OVERLONG),
         ("collator.share_images", config.collator.share_images, SHARE_IMAGES),
         ("tracking.report_to", config.tracking.report_to, TRACKERS),
@@ -249,8 +317,7 @@ def _check_choices(config: Config) -> None:
             for part in m.content
         ),
     ):
-        if value not in choices:
-            raise UserError(f"{option}={value!r} must be one of {', '.join(choices)}{closest(value, choices)}")
+        _check_choice(option, value, choices)
     for option, number, least in (
         ("collator.max_length", config.collator.max_length, 1),
         ("evaluation.batch_size", config.evaluation.batch_size, 1),
@@ -288,19 +355,34 @@ def _check_choices(config: Config) -> None:
         )
 
 
+def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{option}={value!r} must be one of {', '.join(choices)}{closest(value, choices)}")
+
+
 def _check_open_leaves(config: Config) -> None:
     for name, instead in RESERVED_TRAIN.items():
         if name in config.train:
             raise UserError(f"train.{name} is set by the run itself: use {instead} instead.")
-    check_fields("train", config.train, "transformers", "TrainingArguments")
+    check_fields("train", library_options(config.train, TrainExtras), "transformers", "TrainingArguments")
+    ours = train_extras(config)
+    _check_choice("train.gradient_audit", ours.gradient_audit, AUDITS)
+    for name, rate in (("vision", ours.vision_learning_rate), ("projector", ours.projector_learning_rate)):
+        if rate is not None and rate <= 0:
+            raise UserError(
+                f"train.{name}_learning_rate={rate} must be positive; to freeze a part use peft.train_parts."
+            )
     for name in ("logging_steps", "eval_steps", "save_steps"):
         value = config.train.get(name)
         if value is not None and (value <= 0 or (value >= 1 and value != int(value))):
             raise UserError(f"train.{name}={value} must be a whole number of steps, or a fraction of them below 1.")
-    method = config.peft.get("config_class")
-    if method is not None:
-        options = {name: value for name, value in config.peft.items() if name != "config_class"}
-        check_fields("peft", options, "peft", str(method))
-    elif set(config.peft) - {"config_class"}:
-        extra = ", ".join(sorted(set(config.peft) - {"config_class"}))
+    adapter, options = peft_extras(config), library_options(config.peft, PeftExtras)
+    for part in adapter.train_parts:
+        _check_choice("peft.train_parts", part, PARTS)
+    if not adapter.train_parts:
+        raise UserError(f"peft.train_parts is empty, so nothing would be trained: name some of {', '.join(PARTS)}.")
+    if adapter.config_class is not None:
+        check_fields("peft", options, "peft", adapter.config_class)
+    elif options or adapter.quantization:
+        extra = ", ".join(sorted(options) or ["quantization"])
         raise UserError(f"peft.{extra}: peft=none trains all weights and has no such option; choose peft=lora.")

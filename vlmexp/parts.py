@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import peft
 import torch
 from transformers import ProcessorMixin
 
 from vlmexp.collator.batch import Collator, Masking
 from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate
-from vlmexp.config import Config
+from vlmexp.config import Config, PeftExtras, library_options, peft_extras
 from vlmexp.data.example import MEDIA_ROLES
+from vlmexp.models.adapter import peft_config
 from vlmexp.models.load import ModelSource
+from vlmexp.models.modules import ModulePatterns
 
 
 def set_threads(config: Config) -> None:
@@ -22,8 +25,20 @@ def set_threads(config: Config) -> None:
 
 def model_source(config: Config) -> ModelSource:
     """The `model` group as the arguments of loading."""
-    names = [field.name for field in dataclasses.fields(ModelSource)]
-    return ModelSource(**{name: getattr(config.model, name) for name in names})
+    names = [field.name for field in dataclasses.fields(ModelSource) if hasattr(config.model, field.name)]
+    quantization = peft_extras(config).quantization
+    return ModelSource(**{name: getattr(config.model, name) for name in names}, quantization=quantization)
+
+
+def module_patterns(config: Config) -> ModulePatterns:
+    """How the model's parts are found among its modules."""
+    given = {name: value for name, value in dataclasses.asdict(config.model.modules).items() if value is not None}
+    return ModulePatterns(**given)
+
+
+def adapter_config(config: Config) -> peft.PeftConfig | None:
+    """The PEFT configuration; None for full fine-tuning."""
+    return peft_config(peft_extras(config).config_class, library_options(config.peft, PeftExtras))
 
 
 def build_collator(config: Config, processor: ProcessorMixin, share_images: bool = False) -> Collator:

@@ -94,9 +94,11 @@ def refuse_other_config(directory: Path, config: dict[str, Any]) -> None:
 def finished_runs(root: Path, unfinished: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Run directories under `root` with their run.json, the newest first."""
     found = []
-    for path in root.glob("**/run.json"):
-        with contextlib.suppress(ValueError, OSError):
-            found.append((path.parent, read_json(path)))
+    for parent, folders, files in os.walk(root):
+        if "run.json" in files:
+            folders.clear()  # a run holds no runs, and its folders may be renamed under our eyes
+            with contextlib.suppress(ValueError, OSError):
+                found.append((Path(parent), read_json(Path(parent, "run.json"))))
     found.sort(key=lambda item: item[1].get("created", ""), reverse=True)
     for directory, record in found:
         if unfinished or record.get("status") == "done":

@@ -41,7 +41,7 @@ from vlmexp.parts import build_collator
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "internvl2"
 GOLDEN_IMAGE_TOKEN_ID = 7  # the golden inputs were made with this id in the place of <IMG_CONTEXT>
-LORA = {"config_class": "LoraConfig", "r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 ADDED = """<|plugin|> <|interpreter|> <|action_end|> <|action_start|> <|im_end|> <|im_start|> <img> </img> <IMG_CONTEXT>
 <quad> </quad> <ref> </ref> <box> </box>""".split()
 PIECES = ["▁t", "he", "▁the", "in", *"▁\n?abcdefghijklmnopqrstuvwxyz"]
@@ -358,7 +358,7 @@ def test_a_batch_of_mixed_sizes_has_the_loss_of_its_examples(hub_model, hub_proc
 
 def trained_adapter(model, batch):
     """The model with a LoRA after three steps, its losses, and the tensors without a gradient in the last one."""
-    adapted = attach(model, peft_config(LORA))
+    adapted = attach(model, peft_config("LoraConfig", LORA))
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(3):

@@ -15,7 +15,7 @@ from vlmexp.models.export import save_adapter, save_merged
 from vlmexp.models.load import ASSETS, ModelSource, load_model, load_processor
 
 TINY = ModelSource("vlmexp:tiny", model_class="Qwen2VLForConditionalGeneration", processor_class="Qwen2VLProcessor")
-LORA = {"config_class": "LoraConfig", "r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
 def test_the_embedded_model_is_a_real_one():
@@ -109,7 +109,7 @@ def test_a_broken_checkpoint_is_one_sentence(checkpoint):
 
 
 def test_adapter_merged_and_reloaded_agree(make_collator, processor, tmp_path, draw):
-    model = attach(load_model(TINY, pytest.fail), peft_config(LORA))
+    model = attach(load_model(TINY, pytest.fail), peft_config("LoraConfig", LORA))
     trainable, total = trainable_parameters(model)
     assert 0 < trainable < total / 4
     torch.manual_seed(0)
@@ -138,4 +138,4 @@ def test_adapter_merged_and_reloaded_agree(make_collator, processor, tmp_path, d
 )
 def test_adapters_that_cannot_be(options, message, model):
     with pytest.raises(UserError, match=message):
-        attach(model, peft_config({**LORA, **options}))
+        attach(model, peft_config("LoraConfig", {**LORA, **options}))

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from vlmexp.errors import UserError
+from vlmexp.errors import UserError, closest
+from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS, ModulePatterns
 
 
-def peft_config(options: Mapping[str, Any]) -> peft.PeftConfig | None:
+def peft_config(class_name: str | None, options: Mapping[str, Any]) -> peft.PeftConfig | None:
     """The PEFT configuration of the `peft` group; None for full fine-tuning.
 
     Raises:
         UserError: the configuration class refuses a value.
     """
-    options = dict(options)
-    class_name = options.pop("config_class", None)
     if class_name is None:
         return None
     try:
@@ -31,18 +34,76 @@ def peft_config(options: Mapping[str, Any]) -> peft.PeftConfig | None:
     return config
 
 
-def attach(model: PreTrainedModel, config: peft.PeftConfig | None) -> PreTrainedModel | PeftModel:
-    """Freeze the model and add a trainable adapter; without a config, all weights stay trainable.
+def attach(
+    model: PreTrainedModel,
+    config: peft.PeftConfig | None,
+    train_parts: Collection[str] = PARTS,
+    modules: ModulePatterns = DEFAULT_PATTERNS,
+) -> PreTrainedModel | PeftModel:
+    """Freeze the model and add a trainable adapter to some of its parts; without a config, train their own weights.
 
     Raises:
-        UserError: PEFT cannot place the adapter, for example because `target_modules` match nothing.
+        UserError: the adapter cannot be placed: `target_modules` match nothing, or only what stays frozen; or the
+            model has none of the parts.
     """
     if config is None:
-        return model.requires_grad_(True)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(modules.part_of(name) in train_parts)
+        if not trainable_parameters(model)[0]:
+            raise UserError(f"peft.train_parts={list(train_parts)}: {type(model).__name__} has no such part to train.")
+        return model
+    frozen = modules.pattern_of([part for part in PARTS if part not in train_parts])
+    config = copy.deepcopy(config)
+    if frozen is not None:
+        if not hasattr(config, "exclude_modules"):
+            raise UserError(f"peft.train_parts: {type(config).__name__} cannot leave parts of a model out.")
+        config.exclude_modules = _either(config.exclude_modules, frozen)
+    if getattr(model, "is_quantized", False):
+        # Trainer switches checkpointing on itself, as train.gradient_checkpointing says.
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    targets = getattr(config, "target_modules", None)
     try:
         return peft.get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
+        if targets is not None and (places := _places(model, targets, modules)) is not None:
+            raise UserError(_misplaced(model, targets, places, train_parts)) from None
         raise UserError(f"peft: the adapter cannot be attached to {type(model).__name__}: {error}") from None
+
+
+def _either(mine: str | Iterable[str] | None, ours: str) -> str:
+    """A pattern for whole module names that fits what either fits; a list holds ends of names, as PEFT reads it."""
+    if not mine:
+        return ours
+    pattern = mine if isinstance(mine, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(mine)))})"
+    return f"(?:{pattern})|(?:{ours})"
+
+
+def _places(model: PreTrainedModel, targets: str | Iterable[str], modules: ModulePatterns) -> dict[str, int] | None:
+    """How many modules of each part `target_modules` match; None for PEFT's shorthands."""
+    if targets == peft.utils.constants.INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return None
+    pattern = re.compile(targets if isinstance(targets, str) else _either(targets, r"(?!)"))
+    return Counter(modules.part_of(name) for name, _ in model.named_modules() if pattern.fullmatch(name))
+
+
+def _misplaced(
+    model: PreTrainedModel, targets: str | Iterable[str], places: Mapping[str, int], train_parts: Collection[str]
+) -> str:
+    shown = targets if isinstance(targets, str) else sorted(targets)
+    if not places:
+        linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        hint = closest(shown if isinstance(shown, str) else shown[0], linear)
+        return (
+            f"peft.target_modules={shown} match no module of {type(model).__name__}{hint or '.'} "
+            f"Its linear layers are called: {', '.join(linear)}."
+        )
+    found = " and ".join(f"{count} of the {part} part" for part, count in places.items())
+    if not set(places) & set(train_parts):
+        return (
+            f"peft.target_modules={shown} match only frozen modules ({found}): peft.train_parts={list(train_parts)} "
+            "leaves these parts out. Add them, or choose other target_modules."
+        )
+    return f"peft.target_modules={shown} match {found}, but PEFT can adapt none of them; name linear layers."
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -37,6 +37,7 @@ class ModelSource:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     random_init: bool = False
+    quantization: Mapping[str, Any] | None = None
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
 

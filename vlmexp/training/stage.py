@@ -12,13 +12,13 @@ from transformers.utils import logging as transformers_logging
 
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import Fitted, fit
-from vlmexp.config import Config
+from vlmexp.config import Config, TrainExtras, library_options, peft_extras
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
-from vlmexp.models.adapter import attach, peft_config, trainable_parameters
+from vlmexp.models.adapter import attach, trainable_parameters
 from vlmexp.models.export import save_adapter, save_merged
 from vlmexp.models.load import load_model, load_processor
-from vlmexp.parts import build_collator, model_source, set_threads
+from vlmexp.parts import adapter_config, build_collator, model_source, module_patterns, set_threads
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
 from vlmexp.tracking import tracked
@@ -41,7 +41,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 def _train(config: Config, run: Run) -> dict[str, Any]:
     set_threads(config)
     set_seed(config.seed)
-    adapter = peft_config(config.peft)
+    adapter = adapter_config(config)
     prepared = prepared_data(config, run)
     arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
     source = model_source(config)
@@ -60,7 +60,12 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     collator.share_images = shares_images(config, collator, keys)
     describe_data(run, splits, collator.share_images)
 
-    model = attach(load_model(source, run.note_fallback, config.seed), adapter)
+    model = attach(
+        load_model(source, run.note_fallback, config.seed),
+        adapter,
+        peft_extras(config).train_parts,
+        module_patterns(config),
+    )
     trainable, total = trainable_parameters(model)
     run.update(
         model={
@@ -116,7 +121,7 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
     Raises:
         UserError: TrainingArguments refuses a value.
     """
-    options = dict(config.train)
+    options = library_options(config.train, TrainExtras)
     for name in ("bf16", "fp16"):
         if options.get(name) and not has_precision(name):
             run.note_fallback(f"train.{name}: this machine has no GPU that computes in {name}; training in float32.")
