@@ -51,7 +51,7 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
     masking = config.collator.label_masking
     return Collator(
         processor=processor,
-        template=PromptTemplate(processor, messages, config.collator.system_prompt, roles),
+        template=PromptTemplate(processor, messages, config.collator.system_prompt, roles, config.model.prompt_style),
         masking=Masking(
             pad=masking.mask_pad_token,
             media=masking.mask_image_token,

@@ -67,7 +67,8 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         prompts, media = encode_prompts(self.processor, self.template, examples, once_per_media=self.share_images)
-        rows = [append_answer(row, self.answer_ids(example)) for row, example in zip(prompts, examples, strict=True)]
+        token_type = self.template.answer_token_type
+        rows = [append_answer(r, self.answer_ids(e), token_type) for r, e in zip(prompts, examples, strict=True)]
         labelled = [(row, self.labels(row)) for row in rows]
         if not self.share_images:
             return self._padded([row for row, _ in labelled], [labels for _, labels in labelled], None) | media

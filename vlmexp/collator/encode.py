@@ -54,9 +54,10 @@ def encode_prompts(
     media: dict[str, torch.Tensor] = {}
     if chosen:
         images = [[load_image(path) for path in examples[i].images] for i in chosen]
+        texts = [template.processor_text(prompts[i]) for i in chosen]
         batch = processor(
-            text=[prompts[i] for i in chosen], images=images, padding=True, padding_side="right", return_tensors="pt",
-            **_special_token_arguments(processor, prompts[chosen[0]]),
+            text=texts, images=images, padding=True, padding_side="right", return_tensors="pt",
+            **special_token_arguments(processor, prompts[chosen[0]]),
         )  # fmt: skip
         sequences, media = _split(batch)
         for position, index in enumerate(chosen):
@@ -76,10 +77,15 @@ def encode_prompts(
     return complete, media
 
 
-def append_answer(row: Row, answer_ids: list[int]) -> Row:
-    """The row with the answer's tokens after the prompt; other per-token inputs continue as text."""
+def append_answer(row: Row, answer_ids: list[int], token_type: int) -> Row:
+    """The row with the answer's tokens after the prompt; other per-token inputs continue as text.
+
+    Args:
+        token_type: what `token_type_ids` say of an answer; PaliGemma leaks the answer to the prompt unless it is 1.
+    """
+    text = {"attention_mask": 1, "token_type_ids": token_type}
     sequences = {
-        name: values + (answer_ids if name == "input_ids" else [_text_value(name)] * len(answer_ids))
+        name: values + (answer_ids if name == "input_ids" else [text.get(name, 0)] * len(answer_ids))
         for name, values in row.sequences.items()
     }
     return Row(sequences, row.prompt_length, row.media_key, row.media_end)
@@ -89,26 +95,22 @@ def tokenize(processor: ProcessorMixin, texts: Sequence[str]) -> list[list[int]]
     """Token ids of rendered prompts, placeholders not expanded."""
     if not texts:
         return []
-    ids = processor.tokenizer(list(texts), **_special_token_arguments(processor, texts[0]))["input_ids"]
+    ids = processor.tokenizer(list(texts), **special_token_arguments(processor, texts[0]))["input_ids"]
     return [list(row) for row in ids]
 
 
-def _special_token_arguments(processor: ProcessorMixin, prompt: str) -> dict[str, Any]:
-    # A chat template that writes the BOS token itself must not get a second one.
+def special_token_arguments(processor: ProcessorMixin, prompt: str) -> dict[str, Any]:
+    """What to tell the tokenizer: a chat template that writes the BOS token itself must not get a second one."""
     bos = processor.tokenizer.bos_token
     return {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
 
 
 def _split(batch: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Per-token inputs (the shape of input_ids) and the others."""
+    """Per-token inputs (the shape of input_ids) and the others; a processor's own labels are of no use."""
+    values = {name: value for name, value in batch.items() if name != "labels"}
     shape = batch["input_ids"].shape
-    sequences = {name: value for name, value in batch.items() if getattr(value, "shape", None) == shape}
-    return sequences, {name: value for name, value in batch.items() if name not in sequences}
-
-
-def _text_value(name: str) -> int:
-    # PaliGemma numbers the answer 1 and the prompt 0; everywhere else a text token's type is 0.
-    return 1 if name in ("attention_mask", "token_type_ids") else 0
+    sequences = {name: value for name, value in values.items() if getattr(value, "shape", None) == shape}
+    return sequences, {name: value for name, value in values.items() if name not in sequences}
 
 
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from vlmexp.collator.batch import Collator
-from vlmexp.collator.encode import tokenize
+from vlmexp.collator.encode import special_token_arguments, tokenize
 from vlmexp.data.example import Example, image_size
 from vlmexp.data.examples import ExampleSequence
 from vlmexp.errors import UserError
@@ -128,5 +128,10 @@ def _media_tokens(collator: Collator, example: Example, sizes: tuple[tuple[int, 
         return 0
     text = collator.template.render(example.fields, len(sizes))
     blank = [Image.new("RGB", size) for size in sizes]
-    expanded = collator.processor(text=[text], images=[blank])["input_ids"][0]
+    inputs = collator.processor(
+        text=[collator.template.processor_text(text)],
+        images=[blank],
+        **special_token_arguments(collator.processor, text),
+    )
+    expanded = inputs["input_ids"][0]
     return len(expanded) - len(tokenize(collator.processor, [text])[0])

@@ -36,10 +36,15 @@ class ChatMessage:
 
 
 class PromptTemplate:
-    """Renders an example's fields to the text that the processor takes, up to where the answer begins.
+    """Renders an example's fields to the text of a prompt, up to where the answer begins.
+
+    There are two styles. `chat` is the processor's own chat template. `prefix` is PaliGemma's format
+    (https://github.com/google-research/big_vision/blob/main/big_vision/configs/proj/paligemma/README.md): media, BOS,
+    the texts of the messages, a line break, and then the answer, which alone is read from left to right.
 
     Args:
         processor: its chat template is used, and its special tokens are kept out of the fields.
+        style: chat or prefix.
         messages: the conversation; the last message is the assistant's and holds the answer.
         system_prompt: the value of `{system_prompt}`.
         roles: names of the fields that an example has.
@@ -49,9 +54,15 @@ class PromptTemplate:
     """
 
     def __init__(
-        self, processor: ProcessorMixin, messages: Sequence[ChatMessage], system_prompt: str, roles: Sequence[str]
+        self,
+        processor: ProcessorMixin,
+        messages: Sequence[ChatMessage],
+        system_prompt: str,
+        roles: Sequence[str],
+        style: str = "chat",
     ) -> None:
-        self.processor = processor
+        self.processor: Any = processor
+        self.is_prefix = style == "prefix"
         self.messages = messages
         self.system_prompt = system_prompt
         for message in messages:
@@ -64,8 +75,13 @@ class PromptTemplate:
                             f"collator.messages: {{{name}}} is no field of this data set{closest(name, known) or '.'} "
                             f"The fields are: {', '.join(sorted(known))}."
                         )
-        if getattr(processor, "chat_template", None) is None:
-            raise UserError(f"The {type(processor).__name__} of this checkpoint has no chat template.")
+        if self.is_prefix and any(message.role == "assistant" for message in messages[:-1]):
+            raise UserError("collator.messages: model.prompt_style=prefix has room for one answer, which comes last.")
+        if not self.is_prefix and getattr(processor, "chat_template", None) is None:
+            raise UserError(
+                f"The {type(processor).__name__} of this checkpoint has no chat template. Base models have none: "
+                "take an instruction-tuned checkpoint, or model.prompt_style=prefix if it is one of PaliGemma's kind."
+            )
         special = sorted(special_strings(processor), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
         self._rendered: dict[int, str] = {}
@@ -75,6 +91,17 @@ class PromptTemplate:
         text = self._template(images)
         values = {**fields, "system_prompt": self.system_prompt}
         return re.sub(f"{_MARK}(\\w+){_END}", lambda match: self.plain(values[match[1]]), text)
+
+    def processor_text(self, prompt: str) -> str:
+        """A rendered prompt as the processor wants it: PaliGemma's adds BOS and the line break itself."""
+        if not self.is_prefix:
+            return prompt
+        return prompt.replace(self.processor.tokenizer.bos_token, "", 1).removesuffix("\n")
+
+    @property
+    def answer_token_type(self) -> int:
+        """The token type of an answer, where a model takes types: in a prefix prompt it is read left to right."""
+        return 1 if self.is_prefix else 0
 
     def answer(self, fields: Mapping[str, str], answer: str) -> str:
         """The text that the model should say."""
@@ -102,19 +129,30 @@ class PromptTemplate:
 
     def _template(self, images: int) -> str:
         if images not in self._rendered:
-            conversation: list[dict[str, Any]] = []
-            for message in self.messages[:-1]:
-                content: list[dict[str, str]] = []
-                for part in message.parts:
-                    if part.type == "image":
-                        content += [{"type": "image"}] * images
-                    elif marked := _FIELD.sub(lambda match: self._place(_role(match[1])), part.text):
-                        content.append({"type": "text", "text": marked})
-                conversation.append({"role": message.role, "content": content})
-            self._rendered[images] = self.processor.apply_chat_template(
-                conversation, add_generation_prompt=True, tokenize=False
-            )
+            self._rendered[images] = self._prefix(images) if self.is_prefix else self._chat(images)
         return self._rendered[images]
+
+    def _prefix(self, images: int) -> str:
+        texts = [self._marked(part.text) for message in self.messages[:-1] for part in message.parts]
+        media = self.processor.image_token * images
+        return media + self.processor.tokenizer.bos_token + " ".join(filter(None, texts)) + "\n"
+
+    def _chat(self, images: int) -> str:
+        conversation: list[dict[str, Any]] = []
+        for message in self.messages[:-1]:
+            content: list[dict[str, str]] = []
+            for part in message.parts:
+                if part.type == "image":
+                    content += [{"type": "image"}] * images
+                elif marked := self._marked(part.text):
+                    content.append({"type": "text", "text": marked})
+            conversation.append({"role": message.role, "content": content})
+        rendered = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        assert isinstance(rendered, str)
+        return rendered
+
+    def _marked(self, text: str) -> str:
+        return _FIELD.sub(lambda match: self._place(_role(match[1])), text)
 
     def _place(self, role: str) -> str:
         # An empty system prompt leaves no empty part behind.

@@ -1,0 +1,236 @@
+"""The whole line for every family: prompt, batch, loss, LoRA, generation, adapter, merge, export, the same answers."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import peft
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import example
+from tests.models.families import FAMILIES, write_checkpoint
+from vlmexp.collator.batch import Collator
+from vlmexp.collator.lengths import token_lengths
+from vlmexp.collator.sharing import branch_inputs
+from vlmexp.config import checked
+from vlmexp.data.example import Example
+from vlmexp.evaluation.generate import generate_answers
+from vlmexp.main import CONFIG_DIR
+from vlmexp.models.adapter import attach, load_adapter
+from vlmexp.models.export import save_adapter, save_merged
+from vlmexp.models.load import ModelSource, load_model, load_processor
+from vlmexp.parts import build_collator, model_source
+
+LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+SIZES = ((64, 48), (30, 90), (200, 100))
+
+
+class Family:
+    """One family's tiny checkpoint with what the `model` choice says of it."""
+
+    def __init__(self, choice: str, folder: Path) -> None:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+            overrides = [f"model={choice}", f"model.id={folder}", "model.dtype=float32"]
+            composed = hydra.compose("config", overrides)
+        composed.model.processor_kwargs = {}  # the sizes are those of the real checkpoint
+        self.config = checked(composed)
+        self.source = model_source(self.config)
+        self.processor = load_processor(self.source, pytest.fail)
+
+    def model(self) -> Any:
+        return load_model(self.source, pytest.fail)
+
+    def collator(self, share_images: bool = False) -> Collator:
+        return build_collator(self.config, self.processor, share_images)
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def family(request, tmp_path_factory) -> Family:
+    return Family(request.param, write_checkpoint(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Noise in three sizes: the families make one, two and more tiles or grids of them."""
+    paths = []
+    for number, (width, height) in enumerate(SIZES):
+        pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def examples(photos: list[Path]) -> list[Example]:
+    questions = [
+        ("what color is the circle?", "red"),
+        ("is it?", "yes"),
+        ("how many are there in the image?", "two or 3"),
+    ]
+    return [
+        example(question, answer, photo, id=str(number))
+        for number, ((question, answer), photo) in enumerate(zip(questions, photos, strict=True))
+    ]
+
+
+def logits_of_prompts(model: Any, collator: Collator, rows: list[Example], left: bool) -> list[torch.Tensor]:
+    """For each example the logits at its prompt's tokens, padding left out."""
+    batch = collator.prompts(rows)
+    if not left:  # the same rows, padded on the other side
+        real = batch["attention_mask"].bool()
+        for name, values in batch.items():
+            if values.shape == real.shape:
+                moved = torch.full_like(values, collator.pad_id if name == "input_ids" else 0)
+                for row in range(len(rows)):
+                    moved[row, : int(real[row].sum())] = values[row, real[row]]
+                batch[name] = moved
+    with torch.inference_mode():
+        logits = model(**batch).logits
+    return [logits[row, batch["attention_mask"][row].bool()] for row in range(len(rows))]
+
+
+def test_padding_changes_nothing(family, examples):
+    model, collator = family.model(), family.collator()
+    alone = [logits_of_prompts(model, collator, [row], left=True)[0] for row in examples]
+    for left in (True, False):
+        together = logits_of_prompts(model, collator, examples, left)
+        for one, other in zip(alone, together, strict=True):
+            torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+
+
+def test_token_lengths_are_known_without_pixels(family, examples):
+    collator = family.collator()
+    batch = collator(examples)
+    assert token_lengths(collator, examples, with_answer=True) == batch["attention_mask"].sum(1).tolist()
+
+
+def test_the_loss_is_on_the_answer_and_its_end(family, examples):
+    collator = family.collator()
+    batch = collator(examples)
+    words = family.processor.tokenizer
+    for ids, labels, row in zip(batch["input_ids"], batch["labels"], examples, strict=True):
+        trained = labels[labels != -100].tolist()
+        assert words.decode(trained[:-1]) == row.answer
+        assert trained[-1] == collator.end_id
+        assert ids[labels != -100].tolist() == trained
+        assert (labels[:-1] == -100).sum() >= 4
+
+
+def loss(model: Any, batch: dict[str, torch.Tensor], count: int | None = None) -> torch.Tensor:
+    return model(**batch, **({} if count is None else {"num_items_in_batch": torch.tensor(count)})).loss
+
+
+def test_a_mixed_batch_has_the_loss_of_its_examples(family, examples):
+    model, collator = family.model(), family.collator()
+    with torch.inference_mode():
+        singles = [collator([row]) for row in examples]
+        counts = [int((batch["labels"] != -100).sum()) for batch in singles]
+        separate = sum(loss(model, b) * n for b, n in zip(singles, counts, strict=True)) / sum(counts)
+        together = loss(model, collator(examples))
+    torch.testing.assert_close(together, separate, rtol=0, atol=1e-5)
+
+
+def test_an_answer_does_not_reach_the_prompt(family, examples):
+    """Another answer of the same length changes no logit before the answer."""
+    model, collator = family.model(), family.collator()
+    first = examples[0]
+    other = example(first.fields["question"], "dre", first.images[0])
+    batches = [collator([row]) for row in (first, other)]
+    start = int((batches[0]["labels"][0] != -100).nonzero()[0])
+    with torch.inference_mode():
+        one, two = (model(**{k: v for k, v in b.items() if k != "labels"}).logits[0, :start] for b in batches)
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
+def test_batched_answers_are_those_of_one_by_one(family, examples):
+    model, collator = family.model(), family.collator()
+    lengths = token_lengths(collator, examples, with_answer=False)
+    together = generate_answers(model, collator, examples, lengths, batch_size=3, max_new_tokens=6)
+    alone = generate_answers(model, collator, examples, lengths, batch_size=1, max_new_tokens=6)
+    assert together == alone
+
+
+def test_a_special_token_in_a_question_is_text(family, examples, photos):
+    collator = family.collator()
+    plain = collator([examples[0]])
+    hostile = (
+        "{question} {{ x }} <image> <|image_pad|> <|im_end|> <IMG_CONTEXT> <start_of_image> <|image_1|> <eos> </s>\n?"
+    )
+    batch = collator([example(hostile, hostile, photos[0])])
+    ids = set(family.processor.tokenizer.all_special_ids) | set(collator.media_ids)
+
+    def control_tokens(row: torch.Tensor) -> list[int]:
+        return [token for token in row.tolist() if token in ids]
+
+    assert control_tokens(batch["input_ids"][0]) == control_tokens(plain["input_ids"][0])
+    with torch.inference_mode():
+        assert torch.isfinite(loss(family.model(), batch))
+
+
+def test_lora_learns_and_all_its_forms_answer_alike(family, examples, tmp_path):
+    collator = family.collator()
+    model = attach(family.model(), LORA)
+    batch = collator(examples)
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        value = loss(model, batch)
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    assert losses[-1] < losses[0] - 0.1
+
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.inference_mode():
+        trained = model.eval()(**inputs).logits
+        save_adapter(model, family.processor, tmp_path / "model")
+        reloaded = load_adapter(family.model(), tmp_path / "model")(**inputs).logits
+        merged = save_merged(model, family.processor, tmp_path / "deployment")(**inputs).logits
+        deployed = load_model(ModelSource(str(tmp_path / "deployment"), dtype="float32"), pytest.fail)
+        processor = load_processor(ModelSource(str(tmp_path / "deployment")), pytest.fail)
+        again = build_collator(family.config, processor)(examples)
+        from_disk = deployed(**{name: value for name, value in again.items() if name != "labels"}).logits
+    for other in (reloaded, merged, from_disk):
+        torch.testing.assert_close(other, trained, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("questions", [1, 2, 10])
+def test_a_shared_image_has_the_separate_loss_and_gradients(family, photos, questions):
+    if not family.config.model.shared_image_prefix:
+        pytest.skip("this family's attention does not allow it: its YAML says why")
+    rng = random.Random(0)
+    asked = [
+        example(
+            " ".join(rng.sample("what color is the shape in image how many".split(), 4)) + "?",
+            rng.choice(["yes", "two or 3"]),
+            photo,
+        )
+        for photo in photos[:2]
+        for _ in range(questions)
+    ]
+    results = []
+    for shared in (False, True):
+        model = attach(family.model(), LORA)
+        torch.manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(0, 0.1)
+        batch = family.collator(share_images=shared)(asked)
+        if shared:
+            assert len(batch["input_ids"]) == 2
+            batch = branch_inputs(model, batch, torch.float32)
+        value = loss(model, {**batch, "use_cache": False})
+        value.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad and p.grad is not None])
+        results.append((value.item(), gradients))
+    (separate, expected), (packed, found) = results
+    assert packed == pytest.approx(separate, abs=1e-5)
+    assert (found - expected).norm() / expected.norm() < 1e-4
