@@ -20,11 +20,13 @@ from vlmexp.collator.lengths import token_lengths
 from vlmexp.collator.sharing import branch_inputs
 from vlmexp.config import checked
 from vlmexp.data.example import Example
+from vlmexp.errors import UserError
 from vlmexp.evaluation.generate import generate_answers
 from vlmexp.main import CONFIG_DIR
 from vlmexp.models.adapter import attach, load_adapter
 from vlmexp.models.export import save_adapter, save_merged
 from vlmexp.models.load import ModelSource, load_model, load_processor
+from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS
 from vlmexp.parts import build_collator, model_source
 
 LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -35,6 +37,7 @@ class Family:
     """One family's tiny checkpoint with what the `model` choice says of it."""
 
     def __init__(self, choice: str, folder: Path) -> None:
+        self.choice = choice
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
             overrides = [f"model={choice}", f"model.id={folder}", "model.dtype=float32"]
             composed = hydra.compose("config", overrides)
@@ -200,6 +203,19 @@ def test_lora_learns_and_all_its_forms_answer_alike(family, examples, tmp_path):
         from_disk = deployed(**{name: value for name, value in again.items() if name != "labels"}).logits
     for other in (reloaded, merged, from_disk):
         torch.testing.assert_close(other, trained, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "all_weights"])
+def test_one_part_is_trained_and_the_others_are_frozen(family, examples, part, adapter):
+    if (family.choice, part, adapter) == ("gemma3", "projector", LORA):  # its projector is a bare matrix
+        with pytest.raises(UserError, match=r"\['projector'\]: Gemma3.* has no linear layer there"):
+            attach(family.model(), adapter, [part])
+        return
+    model = attach(family.model(), adapter, [part])
+    loss(model, family.collator()(examples)).backward()
+    moved = {DEFAULT_PATTERNS.part_of(name) for name, p in model.named_parameters() if p.grad is not None}
+    assert moved == {part}
 
 
 @pytest.mark.parametrize("questions", [1, 2, 10])

@@ -130,12 +130,3 @@ def test_adapter_merged_and_reloaded_agree(make_collator, processor, tmp_path, d
         torch.testing.assert_close(other, trained, rtol=0, atol=1e-4)
     assert merged(model.get_base_model()) is model.get_base_model()
     assert not (tmp_path / "model" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"r": 0}, "should be a positive integer"), ({"target_modules": ["nothing_here"]}, "nothing_here")],
-)
-def test_adapters_that_cannot_be(options, message, model):
-    with pytest.raises(UserError, match=message):
-        attach(model, peft_config("LoraConfig", {**LORA, **options}))

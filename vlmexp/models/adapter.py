@@ -12,6 +12,7 @@ from typing import Any
 import peft
 import torch
 from peft import PeftModel
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from transformers import PreTrainedModel
 
 from vlmexp.errors import UserError, closest
@@ -65,9 +66,9 @@ def attach(
     try:
         return peft.get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
-        if targets is not None and (places := _places(model, targets, modules)) is not None:
-            raise UserError(_misplaced(model, targets, places, train_parts)) from None
-        raise UserError(f"peft: the adapter cannot be attached to {type(model).__name__}: {error}") from None
+        reason = _misplaced(model, targets, modules, train_parts) if targets is not None else ""
+        unexplained = f"peft: the adapter cannot be attached to {type(model).__name__}: {error}"
+        raise UserError(reason or unexplained) from None
 
 
 def _either(mine: str | Iterable[str] | None, ours: str) -> str:
@@ -78,32 +79,36 @@ def _either(mine: str | Iterable[str] | None, ours: str) -> str:
     return f"(?:{pattern})|(?:{ours})"
 
 
-def _places(model: PreTrainedModel, targets: str | Iterable[str], modules: ModulePatterns) -> dict[str, int] | None:
-    """How many modules of each part `target_modules` match; None for PEFT's shorthands."""
-    if targets == peft.utils.constants.INCLUDE_LINEAR_LAYERS_SHORTHAND:
-        return None
-    pattern = re.compile(targets if isinstance(targets, str) else _either(targets, r"(?!)"))
-    return Counter(modules.part_of(name) for name, _ in model.named_modules() if pattern.fullmatch(name))
-
-
 def _misplaced(
-    model: PreTrainedModel, targets: str | Iterable[str], places: Mapping[str, int], train_parts: Collection[str]
+    model: PreTrainedModel, targets: str | Iterable[str], modules: ModulePatterns, train_parts: Collection[str]
 ) -> str:
+    """Why `target_modules` match nothing that may be trained; empty if that is not the reason."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    wanted = f"peft.train_parts={list(train_parts)}"
+    if targets == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        if set(map(modules.part_of, linear)) & set(train_parts):
+            return ""
+        return (
+            f"{wanted}: {type(model).__name__} has no linear layer there that an adapter could be added to. "
+            "Name another part too, or train the part's own weights: peft=none, or peft.modules_to_save."
+        )
+    pattern = re.compile(targets if isinstance(targets, str) else _either(targets, r"(?!)"))
+    places = Counter(modules.part_of(name) for name, _ in model.named_modules() if pattern.fullmatch(name))
     shown = targets if isinstance(targets, str) else sorted(targets)
     if not places:
-        linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-        hint = closest(shown if isinstance(shown, str) else shown[0], linear)
+        names = sorted({name.rpartition(".")[2] for name in linear})
         return (
-            f"peft.target_modules={shown} match no module of {type(model).__name__}{hint or '.'} "
-            f"Its linear layers are called: {', '.join(linear)}."
+            f"peft.target_modules={shown} match no module of {type(model).__name__}"
+            f"{closest(shown if isinstance(shown, str) else shown[0], names) or '.'} "
+            f"Its linear layers are called: {', '.join(names)}."
         )
     found = " and ".join(f"{count} of the {part} part" for part, count in places.items())
     if not set(places) & set(train_parts):
         return (
-            f"peft.target_modules={shown} match only frozen modules ({found}): peft.train_parts={list(train_parts)} "
-            "leaves these parts out. Add them, or choose other target_modules."
+            f"peft.target_modules={shown} match only frozen modules ({found}): {wanted} leaves these parts out. "
+            "Add them, or choose other target_modules."
         )
-    return f"peft.target_modules={shown} match {found}, but PEFT can adapt none of them; name linear layers."
+    return f"peft.target_modules={shown} match {found}, but PEFT can adapt none of them: name linear layers."
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
