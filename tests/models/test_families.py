@@ -28,6 +28,8 @@ from vlmexp.models.export import save_adapter, save_merged
 from vlmexp.models.load import ModelSource, load_model, load_processor
 from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS
 from vlmexp.parts import build_collator, model_source
+from vlmexp.pipeline import pipeline
+from vlmexp.runs import Run
 
 LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 SIZES = ((64, 48), (30, 90), (200, 100))
@@ -205,6 +207,25 @@ def test_lora_learns_and_all_its_forms_answer_alike(family, examples, tmp_path):
         torch.testing.assert_close(other, trained, rtol=0, atol=1e-4)
 
 
+def test_checkpointed_activations_give_the_same_gradients(family, examples):
+    gradients = []
+    for checkpointed in (False, True):
+        model = attach(family.model(), LORA)
+        torch.manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(0, 0.1)
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss(model.train(), family.collator()(examples)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        if gradient is None:
+            assert gradients[1][name] is None
+        else:
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "all_weights"])
 def test_one_part_is_trained_and_the_others_are_frozen(family, examples, part, adapter):
@@ -216,6 +237,21 @@ def test_one_part_is_trained_and_the_others_are_frozen(family, examples, part, a
     loss(model, family.collator()(examples)).backward()
     moved = {DEFAULT_PATTERNS.part_of(name) for name, p in model.named_parameters() if p.grad is not None}
     assert moved == {part}
+
+
+def test_the_whole_pipeline(family, compose, vqa_files, tmp_path):
+    options = ["dataset=files", *(f"dataset.options.{s}={vqa_files / s}.jsonl" for s in ("train", "test"))]
+    config = compose(
+        *(f"model={family.choice}", f"model.id={family.source.id}", "train=smoke", "evaluation.blind_examples=4"),
+        *(*options, "dataset.columns={image: picture, question: query, answer: response}"),
+    )
+    with Run.open(tmp_path / "run", config, []) as run:
+        result = pipeline(config, run)
+    assert set(result) >= {"metric", "base_metric"}
+    assert run.record["stages"]["train"]["steps"] == 4
+    assert run.record["status"] == "done"
+    assert run.record["data"]["share_images"] == config.model.shared_image_prefix
+    assert (run.directory / "deployment_model" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("questions", [1, 2, 10])
