@@ -35,6 +35,10 @@ Groups:
 # Stages that work inside the directory named by run=; the others read it and write to one of their own.
 CONTINUING = ("pipeline", "download", "eval_base", "train")
 
+GROUPS_SET_TO_NULL = [
+    f"{name}=null" for name in ("model", "dataset", "collator", "peft", "train", "evaluation", "tracking")
+]
+
 
 def read_dotenv() -> None:
     """Put the values of ./.env into the environment, unless they are set there already."""
@@ -52,6 +56,11 @@ def overrides(arguments: list[str]) -> list[str]:
     for override in found:
         if not key_of(override):
             raise UserError(f"{override!r} sets nothing: write option=value, for example peft.r=16.")
+        if override in GROUPS_SET_TO_NULL:
+            group = key_of(override)
+            raise UserError(
+                f"{override}: {group} is a group of options; choose one of its files, as --help lists them."
+            )
     return found
 
 

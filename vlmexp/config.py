@@ -27,6 +27,7 @@ PARTS = ("vision", "projector", "language")
 PROMPT_STYLES = ("chat", "prefix")
 MEDIA = ("image", "video")
 AUDITS = ("error", "warn", "off")
+WANDB_MODES = ("online", "offline", "disabled")
 TRACKERS = ("none", "tensorboard", "wandb")
 # TrainingArguments that a run decides itself, and what to set instead.
 RESERVED_TRAIN = {
@@ -38,6 +39,12 @@ RESERVED_TRAIN = {
     "resume_from_checkpoint": "run=<directory>",
     "hub_token": "the environment variable HF_TOKEN",
 }
+# What TrainingArguments takes without a word, and what then fails or trains nothing.
+LEAST_TRAIN = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "learning_rate": 0, "num_train_epochs": 0, "weight_decay": 0, "max_grad_norm": 0, "warmup_steps": 0,
+    "dataloader_num_workers": 0,
+}  # fmt: skip
 
 
 @dataclass
@@ -303,6 +310,7 @@ def _check_choices(config: Config) -> None:
         ("collator.overlong", config.collator.overlong, OVERLONG),
         ("collator.share_images", config.collator.share_images, SHARE_IMAGES),
         ("tracking.report_to", config.tracking.report_to, TRACKERS),
+        *(("tracking.mode", mode, WANDB_MODES) for mode in [config.tracking.mode] if mode is not None),
         ("evaluation.split", config.evaluation.split, SPLITS),
         ("evaluation.blind", config.evaluation.blind, BLINDS),
         *(("dataset.splits", name, SPLITS) for name in config.dataset.splits),
@@ -326,6 +334,7 @@ def _check_choices(config: Config) -> None:
         ("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1),
         ("dataset.max_new_tokens", config.dataset.max_new_tokens, 1),
         ("threads", config.threads, 1),
+        ("seed", config.seed, 0),
         *((f"dataset.max_examples.{name}", number, 1) for name, number in config.dataset.max_examples.items()),
     ):
         if number is not None and number < least:
@@ -372,6 +381,10 @@ def _check_open_leaves(config: Config) -> None:
             raise UserError(
                 f"train.{name}_learning_rate={rate} must be positive; to freeze a part use peft.train_parts."
             )
+    for name, least in LEAST_TRAIN.items():
+        value = config.train.get(name)
+        if value is not None and value < least:
+            raise UserError(f"train.{name}={value} must be at least {least}.")
     for name in ("logging_steps", "eval_steps", "save_steps"):
         value = config.train.get(name)
         if value is not None and (value <= 0 or (value >= 1 and value != int(value))):
@@ -383,6 +396,10 @@ def _check_open_leaves(config: Config) -> None:
         raise UserError(f"peft.train_parts is empty, so nothing would be trained: name some of {', '.join(PARTS)}.")
     if adapter.config_class is not None:
         check_fields("peft", options, "peft", adapter.config_class)
+        if options.get("r") is not None and options["r"] < 1:
+            raise UserError(f"peft.r={options['r']} must be at least 1: it is the rank of the adapter's matrices.")
+        if not 0 <= (dropout := options.get("lora_dropout") or 0) < 1:
+            raise UserError(f"peft.lora_dropout={dropout} must be at least 0 and less than 1.")
     elif options or adapter.quantization:
         extra = ", ".join(sorted(options) or ["quantization"])
         raise UserError(f"peft.{extra}: peft=none trains all weights and has no such option; choose peft=lora.")

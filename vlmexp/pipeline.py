@@ -10,11 +10,12 @@ from vlmexp.evaluation.stage import BASE, FINETUNED, score_base, score_finetuned
 from vlmexp.files import read_json
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
-from vlmexp.training.stage import train
+from vlmexp.training.stage import check_training, train
 
 
 def pipeline(config: Config, run: Run) -> dict[str, Any]:
     """All four stages in a row, then what was gained. A stage that this run has finished is not repeated."""
+    check_training(config, run)
     download(config, run)
     score_base(config, run)
     train(config, run)

@@ -38,6 +38,12 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     return {name: done[name] for name in ("steps", "loss", "eval_loss") if name in done}
 
 
+def check_training(config: Config, run: Run) -> None:
+    """Build what the libraries check themselves, so that a refused option is known before hours of other work."""
+    adapter_config(config)
+    training_arguments(config, run, has_validation=True)
+
+
 def _train(config: Config, run: Run) -> dict[str, Any]:
     set_threads(config)
     set_seed(config.seed)
