@@ -69,7 +69,7 @@ class Model:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     random_init: bool = False  # take the configuration but not the weights
-    end_of_turn: str | None = None  # token that ends an answer; null: the tokenizer's EOS
+    end_of_turn: str | None = None  # token that ends an answer; null: the chat template's, else EOS
     prompt_style: str = (
         "chat"  # chat: the processor's chat template | prefix: the question behind the images, no template
     )

@@ -321,7 +321,13 @@ def _idefics_config(words: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-IDEFICS_TEMPLATE = chat_template("{role}:", "<image>", "<end_of_utterance>\\n", "<video>", "<|im_start|>")
+# As the Hub's: a space follows the colon where text does, and none in the generation prompt.
+IDEFICS_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
+    "{% if message['content'][0]['type'] == 'text' %}{{ ' ' }}{% endif %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ '<' + part['type'] + '>' }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 IDEFICS_SIZES: dict[str, Any] = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}}
 
 

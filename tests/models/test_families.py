@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,24 @@ def test_the_loss_is_on_the_answer_and_its_end(family, examples):
     words = family.processor.tokenizer
     for ids, labels, row in zip(batch["input_ids"], batch["labels"], examples, strict=True):
         trained = labels[labels != -100].tolist()
-        assert words.decode(trained[:-1]) == row.answer
+        assert words.decode(trained[:-1]).lstrip() == row.answer
         assert trained[-1] == collator.end_id
         assert ids[labels != -100].tolist() == trained
         assert (labels[:-1] == -100).sum() >= 4
+
+
+ENDS = {
+    "qwen2vl": "<|im_end|>", "qwen25vl": "<|im_end|>", "qwen3vl": "<|im_end|>", "llava15": "</s>", "llava_next": "</s>",
+    "llava_onevision": "<|im_end|>", "internvl2": "<|im_end|>", "internvl3": "<|im_end|>", "paligemma": "<eos>",
+    "paligemma2": "<eos>", "gemma3": "<end_of_turn>", "idefics3": "<end_of_utterance>", "smolvlm": "<end_of_utterance>",
+    "phi3vision": "<|end|>",
+}  # fmt: skip
+
+
+def test_the_end_of_a_turn_is_found_without_being_told(family):
+    config = dataclasses.replace(family.config, model=dataclasses.replace(family.config.model, end_of_turn=None))
+    end_id = build_collator(config, family.processor).end_id
+    assert family.processor.tokenizer.convert_ids_to_tokens(end_id) == ENDS[family.choice]
 
 
 def loss(model: Any, batch: dict[str, torch.Tensor], count: int | None = None) -> torch.Tensor:

@@ -45,7 +45,7 @@ class Collator:
         ...             whatever else the processor gives
 
     Args:
-        end_of_turn: the token that ends an answer; None: the tokenizer's EOS.
+        end_of_turn: the token that ends an answer; None: that of the chat template, or else the tokenizer's EOS.
         share_images: put all questions of a batch about the same media behind one prefix.
     """
 
@@ -57,9 +57,8 @@ class Collator:
 
     def __post_init__(self) -> None:
         tokenizer = self.processor.tokenizer
-        self.end_id: int | None = tokenizer.eos_token_id
-        if self.end_of_turn is not None:
-            self.end_id = tokenizer.get_vocab().get(self.end_of_turn)
+        end = self.end_of_turn or self.template.answer_form.end
+        self.end_id: int | None = tokenizer.get_vocab().get(end) if end else tokenizer.eos_token_id
         if self.end_id is None:
             raise UserError(f"model.end_of_turn={self.end_of_turn} is no token of this model's tokenizer.")
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
@@ -86,7 +85,7 @@ class Collator:
     def answer_ids(self, example: Example) -> list[int]:
         """The answer's tokens and the end of the turn."""
         text = self.template.answer(example.fields, example.answer)
-        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.template.answer_form.token_ids(self.processor.tokenizer, text)
         assert self.end_id is not None
         return [*ids, self.end_id]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
+from vlmexp.collator.answer import AnswerForm, answer_form
 from vlmexp.errors import UserError, closest
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -85,6 +86,7 @@ class PromptTemplate:
         special = sorted(special_strings(processor), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
         self._rendered: dict[int, str] = {}
+        self.answer_form = AnswerForm() if self.is_prefix else answer_form(processor, self._special)
 
     def render(self, fields: Mapping[str, str], images: int) -> str:
         """The prompt of an example with so many images."""
