@@ -8,7 +8,21 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from vlmexp.errors import UserError
-from vlmexp.evaluation.metrics import METRICS, bleu, corpus_bleu, exact_match, rouge, vqa_accuracy
+from vlmexp.evaluation.cider import cider
+from vlmexp.evaluation.intervals import bootstrap_interval
+from vlmexp.evaluation.metrics import (
+    METRICS,
+    anls,
+    bleu,
+    corpus_bleu,
+    corpus_cider,
+    exact_match,
+    multiple_choice_accuracy,
+    relaxed_accuracy,
+    rouge,
+    token_f1,
+    vqa_accuracy,
+)  # fmt: skip
 from vlmexp.evaluation.modules import module
 from vlmexp.evaluation.score import find_metric, summarise
 
@@ -72,6 +86,120 @@ def test_exact_match():
     assert exact_match("reddish", ["red"]) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("10 Main Street", ["10 main  street"], 1.0),  # case and runs of white space are alike
+        ("cat", ["cut"], 1 - 1 / 3),
+        ("abcd", ["abxy"], 0.5),  # the script keeps what is not below the threshold
+        ("abc", ["xyz", "abd"], 1 - 1 / 3),
+        ("abc", ["axy"], 0.0),
+        ("", ["abc"], 0.0),
+        ("", [""], 1.0),
+        ("kitten", ["sitting"], 1 - 3 / 7),
+        ("x", [], 0.0),
+    ],
+)
+def test_anls_by_hand(prediction, answers, expected):
+    assert anls(prediction, answers) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("105", ["100"], 1.0),
+        ("105.1", ["100"], 0.0),
+        ("95", ["100"], 1.0),
+        ("-95", ["-100"], 1.0),
+        ("50%", ["0.51"], 1.0),
+        ("12", ["12%"], 0.0),
+        ("0", ["0"], 1.0),
+        ("0.0", ["0"], 0.0),  # a target of 0 is compared as text
+        ("Blue", ["blue"], 1.0),
+        ("1,000", ["1000"], 0.0),  # no number to Python, as in the official code
+        ("7", ["3", "7"], 1.0),
+        ("7", [], 0.0),
+    ],
+)
+def test_relaxed_accuracy_by_hand(prediction, answers, expected):
+    assert relaxed_accuracy(prediction, answers) == expected
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("the red circle", ["a red circle."], 1.0),
+        ("red", ["red circle"], 2 / 3),
+        ("red red circle", ["red square", "red circle"], 0.8),
+        ("green", ["red"], 0.0),
+        ("the", [""], 1.0),
+        ("red", [], 0.0),
+    ],
+)
+def test_token_f1_by_hand(prediction, answers, expected):
+    assert token_f1(prediction, answers) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("B", ["B"], 1.0),
+        ("(b)", ["B"], 1.0),
+        ("B. the red one", ["B"], 1.0),
+        ("The answer is B.", ["B"], 1.0),
+        ("Answer: C", ["C"], 1.0),
+        ("red.", ["Red"], 1.0),
+        ("A cat", ["A"], 0.0),  # an article, no choice
+        ("C", ["B"], 0.0),
+        ("", ["B"], 0.0),
+    ],
+)
+def test_multiple_choice_by_hand(prediction, answers, expected):
+    assert multiple_choice_accuracy(prediction, answers) == expected
+
+
+def test_cider_is_that_of_coco_caption():
+    """Values that pycocoevalcap 1.2 gives."""
+    predictions = ["a red circle on the left", "two dogs run", "a blue square"]
+    answers = [
+        ["a red circle on the right", "the red circle is on the left"],
+        ["two dogs are running", "dogs run fast"],
+        ["a blue square", "a square that is blue"],
+    ]
+    assert cider(predictions, answers) == pytest.approx([5.87251277, 2.67333873, 4.70536627], abs=1e-8)
+    assert corpus_cider(predictions, answers) == pytest.approx(4.417072589418846, abs=1e-12)
+    assert cider(["A red circle, on the left!", *predictions[1:]], answers)[0] == pytest.approx(5.87251277, abs=1e-8)
+    assert corpus_cider([], []) == 0.0
+
+
+def test_the_interval_of_a_share_is_near_the_normal_one():
+    low, high = bootstrap_interval([1.0] * 300 + [0.0] * 100)
+    half = 1.96 * (0.75 * 0.25 / 400) ** 0.5
+    assert low == pytest.approx(0.75 - half, abs=0.004)
+    assert high == pytest.approx(0.75 + half, abs=0.004)
+    assert bootstrap_interval([0.3] * 5) == (pytest.approx(0.3), pytest.approx(0.3))
+    assert bootstrap_interval([0.0, 1.0, 0.3]) == bootstrap_interval([0.3, 0.0, 1.0])
+
+
+def test_a_corpus_metric_alone_is_the_main_one():
+    scores, summary = summarise(PREDICTIONS, ANSWERS, [{}] * 4, ["cider", "vqa_accuracy"])
+    assert summary["main_metric"] == "cider"
+    assert summary["metrics"]["cider"] == pytest.approx(corpus_cider(PREDICTIONS, ANSWERS), abs=1e-9)
+    assert summary["intervals"].keys() == {"vqa_accuracy"}
+    assert scores[1] == {"vqa_accuracy": 1.0}
+    _, summary = summarise(PREDICTIONS, ANSWERS, [{}] * 4, ["cider"])
+    assert summary["metrics"].keys() == {"cider"}
+
+
+def test_other_metrics_get_the_answers_as_they_are():
+    _, summary = summarise(["abc"], [["x"]], [{}], ["tests.evaluation.test_metrics.count_answers"])
+    assert summary["metrics"] == {"count_answers": 1.0}
+
+
+def count_answers(prediction: str, answers: list[str]) -> float:
+    return float(len(answers))
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_the_evaluate_module_gives_the_same(name):
     found = module(name).compute(predictions=PREDICTIONS, references=ANSWERS)
@@ -88,8 +216,9 @@ def test_the_summary_counts_what_it_stands_on():
     scores, summary = summarise(["yes", "red", "blue"], [["yes"], ["red"], ["red"]], metadata, ["vqa_accuracy"])
     assert summary["n"] == 3
     assert summary["metrics"]["vqa_accuracy"] == pytest.approx(2 / 3)
-    assert summary["by"]["answer_type"]["open"] == {"n": 2, "metrics": {"vqa_accuracy": 0.5}}
-    assert summary["by"]["answer_type"]["yes/no"] == {"n": 1, "metrics": {"vqa_accuracy": 1.0}}
+    by = summary["by"]["answer_type"]
+    assert by["open"] == {"n": 2, "metrics": {"vqa_accuracy": 0.5}, "intervals": {"vqa_accuracy": [0.0, 1.0]}}
+    assert by["yes/no"] == {"n": 1, "metrics": {"vqa_accuracy": 1.0}, "intervals": {"vqa_accuracy": [1.0, 1.0]}}
     assert [row["vqa_accuracy"] for row in scores] == [1.0, 1.0, 0.0]
 
 

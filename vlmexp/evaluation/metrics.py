@@ -1,6 +1,6 @@
 """Metrics: pure functions of one prediction and its accepted answers, or of a whole corpus if so defined.
 
-Each is a value between 0 and 1.
+Each is a value between 0 and 1, CIDEr between 0 and 10.
 """
 
 from __future__ import annotations
@@ -9,9 +9,21 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from vlmexp.evaluation.cider import corpus_cider
+from vlmexp.evaluation.qa import anls, multiple_choice_accuracy, relaxed_accuracy, token_f1
 from vlmexp.evaluation.vqa import normalised, tidied, vqa_accuracy
 
-__all__ = ["CORPUS_METRICS", "METRICS", "bleu", "corpus_bleu", "exact_match", "rouge", "vqa_accuracy"]
+__all__ = [
+    "CORPUS_METRICS", "METRICS", "anls", "bleu", "corpus_bleu", "corpus_cider", "exact_match",
+    "multiple_choice_accuracy", "relaxed_accuracy", "rouge", "token_f1", "vqa_accuracy",
+]  # fmt: skip
+
+ANNOTATORS = 10  # of VQA v2, whose accuracy is defined for ten answers
+
+
+def annotated_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """VQA accuracy; a single answer counts as if all ten annotators had given it."""
+    return vqa_accuracy(prediction, list(answers) * ANNOTATORS if len(answers) == 1 else answers)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -56,10 +68,14 @@ Metric = Callable[[str, Sequence[str]], float | dict[str, float]]
 CorpusMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 
 METRICS: dict[str, Metric] = {
-    "vqa_accuracy": vqa_accuracy,
+    "vqa_accuracy": annotated_vqa_accuracy,
     "exact_match": exact_match,
+    "anls": anls,
+    "relaxed_accuracy": relaxed_accuracy,
+    "token_f1": token_f1,
+    "multiple_choice_accuracy": multiple_choice_accuracy,
     "bleu": bleu,
     "rouge": rouge,
 }
-# Metrics of which the mean over examples is not the corpus's value.
-CORPUS_METRICS: dict[str, CorpusMetric] = {"bleu": corpus_bleu}
+# Metrics that are defined for a corpus: the mean over examples is another value, or there is none for one example.
+CORPUS_METRICS: dict[str, CorpusMetric] = {"bleu": corpus_bleu, "cider": corpus_cider}

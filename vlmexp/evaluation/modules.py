@@ -22,7 +22,7 @@ class AnswerMetric(evaluate.Metric):  # type: ignore[misc]
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=METRICS[self.config_name].__doc__ or "",
+            description=(METRICS.get(self.config_name) or CORPUS_METRICS[self.config_name]).__doc__ or "",
             citation="",
             features=datasets.Features(
                 {

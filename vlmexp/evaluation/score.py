@@ -7,23 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlmexp.errors import UserError, unknown
+from vlmexp.evaluation.intervals import bootstrap_interval
 from vlmexp.evaluation.metrics import CORPUS_METRICS, METRICS, Metric
 
 Scores = list[dict[str, float]]
-ANNOTATORS = 10  # of VQA v2, whose accuracy is defined for ten answers
 
 
-def find_metric(name: str) -> Metric:
+def find_metric(name: str) -> Metric | None:
     """A metric by its name or by the dotted path of a function of (prediction, answers).
+
+    None for a metric that has a value for a whole corpus only.
 
     Raises:
         UserError: there is no such metric.
     """
-    if name in METRICS:
-        return METRICS[name]
+    if name in METRICS or name in CORPUS_METRICS:
+        return METRICS.get(name)
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
-        raise unknown("metric", name, METRICS)
+        raise unknown("metric", name, METRICS.keys() | CORPUS_METRICS.keys())
     try:
         metric = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
@@ -33,7 +35,7 @@ def find_metric(name: str) -> Metric:
 
 def score_examples(predictions: Sequence[str], answers: Sequence[Sequence[str]], metrics: Sequence[str]) -> Scores:
     """One dict of metric -> value for each example."""
-    functions = {name: find_metric(name) for name in metrics}
+    functions = {name: function for name in metrics if (function := find_metric(name)) is not None}
     scores: Scores = []
     for prediction, given in zip(predictions, answers, strict=True):
         row: dict[str, float] = {}
@@ -49,11 +51,6 @@ def mean_scores(scores: Scores) -> dict[str, float]:
     return {name: sum(row[name] for row in scores) / len(scores) for name in scores[0]} if scores else {}
 
 
-def as_annotated(answers: Sequence[str]) -> list[str]:
-    """A single answer as if all ten annotators had given it; more than one as they are."""
-    return list(answers) * ANNOTATORS if len(answers) == 1 else list(answers)
-
-
 def summarise(
     predictions: Sequence[str],
     answers: Sequence[Sequence[str]],
@@ -62,17 +59,25 @@ def summarise(
 ) -> tuple[Scores, dict[str, Any]]:
     """Scores of every example, and their summary.
 
-    The summary is `{"n", "main_metric", "metrics": {name: value}, "by": {column: {value: {"n", "metrics"}}}}`;
-    values are between 0 and 1. BLEU is that of the corpus (its definition), in the groups too.
+    The summary is `{"n", "main_metric", "metrics": {name: value}, "intervals": {name: [low, high]},
+    "by": {column: {value: {"n", "metrics", "intervals"}}}}`. Intervals are 95 % bootstrap intervals of means over
+    examples; metrics of a corpus, which are computed anew for each group, have none.
     """
-    annotated = [as_annotated(given) for given in answers]
-    scores = score_examples(predictions, annotated, metrics)
+    scores = score_examples(predictions, answers, metrics)
+    of_a_corpus = [name for name in metrics if name in CORPUS_METRICS]
 
     def summary(indices: Sequence[int]) -> dict[str, Any]:
-        values = mean_scores([scores[i] for i in indices])
-        for name in set(metrics) & CORPUS_METRICS.keys():
-            values[name] = CORPUS_METRICS[name]([predictions[i] for i in indices], [annotated[i] for i in indices])
-        return {"n": len(indices), "metrics": {name: round(value, 10) for name, value in values.items()}}
+        chosen = [scores[i] for i in indices]
+        values = mean_scores(chosen)
+        for name in of_a_corpus:
+            values[name] = CORPUS_METRICS[name]([predictions[i] for i in indices], [answers[i] for i in indices])
+        of_examples = [name for name in values if name not in of_a_corpus]
+        intervals = {name: bootstrap_interval([row[name] for row in chosen]) for name in of_examples}
+        return {
+            "n": len(indices),
+            "metrics": {name: round(value, 10) for name, value in values.items()},
+            "intervals": {name: [round(end, 6) for end in ends] for name, ends in intervals.items()},
+        }
 
     by: dict[str, dict[str, Any]] = {}
     for column in metadata[0] if metadata else ():
@@ -81,4 +86,6 @@ def summarise(
             groups.setdefault(str(row.get(column)), []).append(index)
         by[column] = {value: summary(groups[value]) for value in sorted(groups)}
     overall = summary(range(len(predictions)))
-    return scores, {**overall, "main_metric": next(iter(overall["metrics"]), None), "by": by}
+    names = [name for first in metrics[:1] for name in overall["metrics"] if name in (first, first.rpartition(".")[2])]
+    main = next(iter(names or overall["metrics"]), None)
+    return scores, {**overall, "main_metric": main, "by": by}

@@ -1,0 +1,101 @@
+"""Metrics of question answering data sets other than VQA v2, each as its official evaluation computes it."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+ANLS_THRESHOLD = 0.5
+RELAXED_TOLERANCE = 0.05
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_CHOICE = re.compile(r"(?:^|\b(?:answer|option|choice)(?: is)?:?\s*)\(?([A-Za-z])(?:[).:]|$)", re.IGNORECASE)
+
+
+def anls(prediction: str, answers: Sequence[str]) -> float:
+    """Average normalised Levenshtein similarity, of DocVQA and its kin; 0 where it is below 0.5.
+
+    Source: Biten et al. (https://arxiv.org/abs/1907.00490) and the evaluation script of the Robust Reading Competition:
+    upper and lower case and runs of white space are alike, lengths are those of the texts as given.
+    """
+    said = " ".join(prediction.lower().split())
+    distances = []
+    for answer in answers:
+        longest = max(len(answer), len(prediction))
+        distances.append(_edit_distance(said, " ".join(answer.lower().split())) / longest if longest else 0.0)
+    similarity = 1 - min(distances, default=1.0)
+    return similarity if similarity >= ANLS_THRESHOLD else 0.0
+
+
+def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """1 if a number is within 5 % of an accepted one, or a text equals an accepted one whatever its case, else 0.
+
+    Source: ChartQA (Masry et al., https://arxiv.org/abs/2203.10244) as Pix2Struct's official code evaluates it: a per
+    cent sign divides by 100, and a target of 0 is compared as text.
+    """
+    return float(any(_relaxed_match(prediction, answer) for answer in answers))
+
+
+def token_f1(prediction: str, answers: Sequence[str]) -> float:
+    """F1 of the words in common with the best answer, without articles and punctuation.
+
+    Source: the official evaluation of SQuAD 2.0 (Rajpurkar et al., https://arxiv.org/abs/1806.03822).
+    """
+    return max((_f1(_squad_words(prediction), _squad_words(answer)) for answer in answers), default=0.0)
+
+
+def multiple_choice_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the prediction chooses an accepted answer, by its letter or by its text, else 0.
+
+    The letter may stand alone, before the text or behind "The answer is": "B", "(b)", "B. red". These
+    are the forms that the official evaluation of ScienceQA reads (Lu et al., https://arxiv.org/abs/2209.09513).
+    """
+    chosen, text = _choice(prediction), _plain(prediction)
+    return float(any(text == _plain(answer) or (chosen and chosen == _choice(answer)) for answer in answers))
+
+
+def _edit_distance(one: str, other: str) -> int:
+    """Levenshtein distance: insertions, deletions and replacements."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, start=1):
+        diagonal, row[0] = row[0], i
+        for j, b in enumerate(other, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
+    return row[-1]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def _relaxed_match(prediction: str, answer: str) -> bool:
+    said, meant = _number(prediction), _number(answer)
+    if said is not None and meant:
+        return abs(said - meant) / abs(meant) <= RELAXED_TOLERANCE
+    return prediction.lower() == answer.lower()
+
+
+def _squad_words(text: str) -> list[str]:
+    letters = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return _ARTICLES.sub(" ", letters).split()
+
+
+def _f1(said: list[str], meant: list[str]) -> float:
+    if not said or not meant:
+        return float(said == meant)
+    common = sum((Counter(said) & Counter(meant)).values())
+    return 2 * common / (len(said) + len(meant))
+
+
+def _plain(text: str) -> str:
+    return text.strip().strip(".").lower()
+
+
+def _choice(text: str) -> str:
+    """The letter of a choice in lower case; empty if the text names none."""
+    found = _CHOICE.search(text.strip())
+    return found[1].lower() if found else ""
