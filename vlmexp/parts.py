@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import peft
 import torch
@@ -12,6 +13,7 @@ from vlmexp.collator.batch import Collator, Masking
 from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate
 from vlmexp.config import Config, PeftExtras, library_options, peft_extras
 from vlmexp.data.example import MEDIA_ROLES
+from vlmexp.errors import UserError
 from vlmexp.models.adapter import peft_config
 from vlmexp.models.load import ModelSource
 from vlmexp.models.modules import ModulePatterns
@@ -61,3 +63,28 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
         share_images=share_images,
         end_of_turn=config.model.end_of_turn,
     )
+
+
+def shares_images(config: Config, collator: Collator, keys: Sequence[str], with_loss: bool) -> bool:
+    """Decide `collator.share_images`: `auto` shares where it is exact and there is something to share.
+
+    Args:
+        keys: one text for each example, equal for examples about the same media.
+        with_loss: whether the batches are for training.
+
+    Raises:
+        UserError: it is `always` and not possible.
+    """
+    wanted = config.collator.share_images
+    reasons = []
+    if not config.model.shared_image_prefix:
+        reasons.append("model.shared_image_prefix is false: this model's attention or positions do not allow it")
+    if not collator.template.media_first:
+        reasons.append("collator.messages put text of the question before the image, or show no image")
+    if with_loss and not config.collator.label_masking.mask_input_tokens:
+        reasons.append("collator.label_masking.mask_input_tokens is false")
+    if (config.model.attn_implementation or "sdpa").startswith("flash"):
+        reasons.append(f"model.attn_implementation={config.model.attn_implementation} takes no mask of this form")
+    if wanted == "always" and reasons:
+        raise UserError(f"collator.share_images=always is not possible here: {'; '.join(reasons)}.")
+    return wanted != "never" and not reasons and (wanted == "always" or len(set(keys)) < len(keys))

@@ -23,6 +23,7 @@ from vlmexp.config import checked
 from vlmexp.data.example import Example
 from vlmexp.errors import UserError
 from vlmexp.evaluation.generate import generate_answers
+from vlmexp.evaluation.shared_prefix import shared_answers
 from vlmexp.main import CONFIG_DIR
 from vlmexp.models.adapter import attach, load_adapter
 from vlmexp.models.export import save_adapter, save_merged
@@ -267,6 +268,22 @@ def test_the_whole_pipeline(family, compose, vqa_files, tmp_path):
     assert run.record["status"] == "done"
     assert run.record["data"]["share_images"] == config.model.shared_image_prefix
     assert (run.directory / "deployment_model" / "model.safetensors").exists()
+
+
+def test_questions_on_one_image_are_answered_as_if_alone(family, photos):
+    if not family.config.model.shared_image_prefix:
+        pytest.skip("this family's attention does not allow it: its YAML says why")
+    words = "what color is the shape in image how many".split()
+    asked = [
+        example(" ".join(random.Random(number).sample(words, 2 + number % 5)) + "?", "", photos[number % 2])
+        for number in range(7)
+    ]
+    model, collator = family.model(), family.collator()
+    lengths = token_lengths(collator, asked, with_answer=False)
+    alone = generate_answers(model, collator, asked, lengths, batch_size=1, max_new_tokens=6)
+    shared = shared_answers(model, collator, asked, 6, [collator.end_id])
+    texts = family.processor.tokenizer.batch_decode(shared, skip_special_tokens=True)
+    assert [text.strip() for text in texts] == alone
 
 
 @pytest.mark.parametrize("questions", [1, 2, 10])

@@ -71,16 +71,27 @@ class Collator:
         labelled = [(row, self.labels(row)) for row in rows]
         if not self.share_images:
             return self._padded([row for row, _ in labelled], [labels for _, labels in labelled], None) | media
-        groups: dict[tuple[str, ...] | int, list[tuple[Row, list[int]]]] = {}
-        for number, item in enumerate(labelled):
-            groups.setdefault(item[0].media_key or number, []).append(item)
-        packed = [pack(group, self.masking.ignore_index) for group in groups.values()]
+        packed = [pack([labelled[i] for i in group], self.masking.ignore_index) for group in _about_the_same(rows)]
         return self._padded([p[0] for p in packed], [p[1] for p in packed], [p[2] for p in packed]) | media
 
     def prompts(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """A batch for generation, padded on the left, without answers."""
         rows, media = encode_prompts(self.processor, self.template, examples, once_per_media=False)
         return self._padded(rows, None, None, left=True) | media
+
+    def packed_prompts(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
+        """A batch of prompts without answers, one row for all questions about the same media, padded on the right.
+
+        Returns:
+            the batch with `branch_ids`, and for each example its row and its branch's number, which begins at 1.
+        """
+        rows, media = encode_prompts(self.processor, self.template, examples, once_per_media=True)
+        ignored = self.masking.ignore_index
+        groups = _about_the_same(rows)
+        packed = [pack([(rows[i], [ignored] * len(rows[i])) for i in group], ignored) for group in groups]
+        places = {i: (row, place) for row, group in enumerate(groups) for place, i in enumerate(group, start=1)}
+        batch = self._padded([p[0] for p in packed], None, [p[2] for p in packed])
+        return batch | media, [places[i] for i in range(len(rows))]
 
     def answer_ids(self, example: Example) -> list[int]:
         """The answer's tokens and the end of the turn."""
@@ -119,6 +130,14 @@ class Collator:
                 tensor[index, start : start + len(row)] = torch.tensor(row)
             batch[name] = tensor
         return batch
+
+
+def _about_the_same(rows: Sequence[Row]) -> list[list[int]]:
+    """Indices of the rows about each set of media, in the order of first appearance; a row without media is alone."""
+    groups: dict[tuple[str, ...] | int, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.media_key or index, []).append(index)
+    return list(groups.values())
 
 
 def media_token_ids(processor: ProcessorMixin) -> frozenset[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from vlmexp.evaluation.score import find_metric, summarise
 from vlmexp.files import read_json, write_json, write_jsonl
 from vlmexp.models.adapter import load_adapter
 from vlmexp.models.load import load_model, load_processor
-from vlmexp.parts import build_collator, model_source, set_threads
+from vlmexp.parts import build_collator, model_source, set_threads, shares_images
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run, finished_runs, read_config, require_run
 
@@ -97,11 +98,9 @@ def evaluate_model(
     overlong = "error" if config.collator.overlong == "error" else "shorten_text"
     fitted = fit(collator, examples, config.collator.max_length, overlong, with_answer=False)
     max_new_tokens = evaluation.max_new_tokens or dataset.max_new_tokens
-    predictions = generate_answers(
-        model, collator, fitted, fitted.lengths, evaluation.batch_size, max_new_tokens, evaluation.generation,
-        description="evaluate base" if name == BASE else "evaluate fine-tuned",
-    )  # fmt: skip
     rows = list(examples)
+    description = "evaluate base" if name == BASE else "evaluate fine-tuned"
+    predictions = generated(config, model, collator, fitted, fitted.lengths, max_new_tokens, description)
     scores, summary = summarise(
         predictions, [row.answers for row in rows], [row.metadata or {} for row in rows], metrics
     )
@@ -138,6 +137,23 @@ def evaluate_model(
     return {"n": result["n"], "metrics": result["metrics"]}
 
 
+def generated(
+    config: Config,
+    model: PreTrainedModel,
+    collator: Collator,
+    examples: Sequence[Example],
+    lengths: Sequence[int],
+    max_new_tokens: int,
+    description: str,
+) -> list[str]:
+    """The answers to all examples, as `evaluation` says; questions on one image share it where that is exact."""
+    keys = [str(example.images or index) for index, example in enumerate(examples)]
+    return generate_answers(
+        model, collator, examples, lengths, config.evaluation.batch_size, max_new_tokens, config.evaluation.generation,
+        description, share_images=shares_images(config, collator, keys, with_loss=False),
+    )  # fmt: skip
+
+
 def evaluate_blind(
     config: Config,
     model: PreTrainedModel,
@@ -157,10 +173,8 @@ def evaluate_blind(
             else with_blank_images(sample, Path(folder))
         )
         lengths = token_lengths(collator, blinded, with_answer=False)
-        predictions = generate_answers(
-            model, collator, blinded, lengths, evaluation.batch_size, max_new_tokens, evaluation.generation,
-            description=f"evaluate with {evaluation.blind} images",
-        )  # fmt: skip
+        description = f"evaluate with {evaluation.blind} images"
+        predictions = generated(config, model, collator, blinded, lengths, max_new_tokens, description)
     _, summary = summarise(predictions, [e.answers for e in sample], [e.metadata or {} for e in sample], metrics)
     return {"images": evaluation.blind, **summary}
 

@@ -18,7 +18,14 @@ from vlmexp.errors import UserError
 from vlmexp.models.adapter import attach, trainable_parameters
 from vlmexp.models.export import save_adapter, save_merged
 from vlmexp.models.load import load_model, load_processor
-from vlmexp.parts import adapter_config, build_collator, model_source, module_patterns, set_threads
+from vlmexp.parts import (
+    adapter_config,
+    build_collator,
+    model_source,
+    module_patterns,
+    set_threads,
+    shares_images,
+)
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
 from vlmexp.tracking import tracked
@@ -63,7 +70,7 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
         raise UserError("collator.overlong=drop leaves no example to train on: raise collator.max_length.")
     all_keys = load_split(config, prepared, "train").media_keys()
     keys = [all_keys[index] for index in splits["train"].kept]
-    collator.share_images = shares_images(config, collator, keys)
+    collator.share_images = shares_images(config, collator, keys, with_loss=True)
     describe_data(run, splits, collator.share_images)
 
     model = attach(
@@ -160,23 +167,6 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
 def has_precision(name: str) -> bool:
     """Whether mixed precision in bf16 or fp16 runs on this machine's GPU."""
     return torch.cuda.is_available() and (name == "fp16" or torch.cuda.is_bf16_supported())
-
-
-def shares_images(config: Config, collator: Collator, keys: list[str]) -> bool:
-    """Decide `collator.share_images`: `auto` shares where it is exact and there is something to share."""
-    wanted = config.collator.share_images
-    reasons = []
-    if not config.model.shared_image_prefix:
-        reasons.append("model.shared_image_prefix is false: this model's attention or positions do not allow it")
-    if not collator.template.media_first:
-        reasons.append("collator.messages put text of the question before the image, or show no image")
-    if not config.collator.label_masking.mask_input_tokens:
-        reasons.append("collator.label_masking.mask_input_tokens is false")
-    if (config.model.attn_implementation or "sdpa").startswith("flash"):
-        reasons.append(f"model.attn_implementation={config.model.attn_implementation} takes no mask of this form")
-    if wanted == "always" and reasons:
-        raise UserError(f"collator.share_images=always is not possible here: {'; '.join(reasons)}.")
-    return wanted != "never" and not reasons and (wanted == "always" or len(set(keys)) < len(keys))
 
 
 def epoch_order(
