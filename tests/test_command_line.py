@@ -40,6 +40,12 @@ MISTAKES = {
     "tracking.mode=offlin": ["'offlin'", "did you mean 'offline'?"],
     "model.media=[sound]": ["model.media='sound'", "image, video"],
     "peft=null": ["peft=null", "--help"],
+    "train.push_to_hub=true": ["train.push_to_hub", "export.push_to_hub"],
+    "train.hub_model_id=me/it": ["train.hub_model_id", "export.push_to_hub"],
+    "export.push_to_hub=it": ["export.push_to_hub='it'", "ORG/NAME"],
+    "export.push_to_hub=me/-it": ["export.push_to_hub='me/-it'", "ORG/NAME"],
+    "export.push=all": ["export.push='all'", "merged, adapter"],
+    "export.parity_examples=-1": ["export.parity_examples=-1", "at least 0"],
     "peft.r=abc": ["peft.r='abc'", "int"],
     "peft.config_class=LoroConfig": ["'LoroConfig'", "did you mean 'LoraConfig'?"],
     "seed=abc": ["seed", "'abc'"],
@@ -178,11 +184,14 @@ LAYERS = [
     {"collator"},
     {"parts"},
     {"evaluation"},
+    {"export"},
     {"training"},
     {"pipeline"},
     {"command_line", "main", "__main__"},
 ]
-STAGE_FILES = {"data/stage.py", "training/stage.py", "evaluation/stage.py", "training/callbacks.py"}
+STAGE_FILES = {"data/stage.py", "training/stage.py", "evaluation/stage.py", "export/stage.py", "export/cards.py"} | {
+    "training/callbacks.py"
+}
 
 
 def imports_of(path: Path) -> set[str]:

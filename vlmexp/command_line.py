@@ -33,7 +33,7 @@ Groups:
 """
 
 # Stages that work inside the directory named by run=; the others read it and write to one of their own.
-CONTINUING = ("pipeline", "download", "eval_base", "train")
+CONTINUING = ("pipeline", "download", "eval_base", "train", "export")
 
 GROUPS_SET_TO_NULL = [
     f"{name}=null" for name in ("model", "dataset", "collator", "peft", "train", "evaluation", "tracking")

@@ -7,6 +7,7 @@ configuration class that it names. Their keys are checked against the installed 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,9 @@ MEDIA = ("image", "video")
 AUDITS = ("error", "warn", "off")
 WANDB_MODES = ("online", "offline", "disabled")
 TRACKERS = ("none", "tensorboard", "wandb")
+PUSHED = ("merged", "adapter")
+_NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
+_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)
 # TrainingArguments that a run decides itself, and what to set instead.
 RESERVED_TRAIN = {
     "output_dir": "hydra.run.dir",
@@ -38,6 +42,12 @@ RESERVED_TRAIN = {
     "run_name": "tracking.name",
     "resume_from_checkpoint": "run=<directory>",
     "hub_token": "the environment variable HF_TOKEN",
+    "push_to_hub": "export.push_to_hub",
+    "hub_model_id": "export.push_to_hub",
+    "hub_private_repo": "export.private",
+    "hub_strategy": "export.push_to_hub",
+    "hub_always_push": "export.push_to_hub",
+    "hub_revision": "export.push_to_hub",
 }
 # What TrainingArguments takes without a word, and what then fails or trains nothing.
 LEAST_TRAIN = {
@@ -75,6 +85,7 @@ class Model:
     )
     media: list[str] = field(default_factory=lambda: ["image"])  # what it takes: image, video
     modules: Modules = field(default_factory=Modules)
+    export_writer: str | None = None  # function that writes deployment_model, by dotted path; null: save_pretrained
     shared_image_prefix: bool = False  # whether masks and positions allow several questions behind one image
     model_kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of from_pretrained
     processor_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -189,6 +200,17 @@ class Tracking:
 
 
 @dataclass
+class Export:
+    """What becomes of the trained model. Nothing here changes it, so all of it may change for `stage=export run=`."""
+
+    writer: str | None = None  # function of (model, processor, folder), by dotted path; null: model.export_writer
+    parity_examples: int = 8  # prompts on which adapter, merged and written model must agree; 0: no check
+    push_to_hub: str | None = None  # ORG/NAME of a repository; needs HF_TOKEN in the environment
+    push: str = "merged"  # merged | adapter: which folder goes there
+    private: bool = True  # of a repository that is made
+
+
+@dataclass
 class Paths:
     """Where things are written."""
 
@@ -212,6 +234,7 @@ class Config:
     train: dict[str, Any] = field(default_factory=lambda: dataclasses.asdict(TrainExtras()))
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
+    export: Export = field(default_factory=Export)
     paths: Paths = field(default_factory=Paths)
 
 
@@ -311,6 +334,7 @@ def _check_choices(config: Config) -> None:
         ("collator.share_images", config.collator.share_images, SHARE_IMAGES),
         ("tracking.report_to", config.tracking.report_to, TRACKERS),
         *(("tracking.mode", mode, WANDB_MODES) for mode in [config.tracking.mode] if mode is not None),
+        ("export.push", config.export.push, PUSHED),
         ("evaluation.split", config.evaluation.split, SPLITS),
         ("evaluation.blind", config.evaluation.blind, BLINDS),
         *(("dataset.splits", name, SPLITS) for name in config.dataset.splits),
@@ -333,12 +357,18 @@ def _check_choices(config: Config) -> None:
         ("evaluation.blind_examples", config.evaluation.blind_examples, 1),
         ("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1),
         ("dataset.max_new_tokens", config.dataset.max_new_tokens, 1),
+        ("export.parity_examples", config.export.parity_examples, 0),
         ("threads", config.threads, 1),
         ("seed", config.seed, 0),
         *((f"dataset.max_examples.{name}", number, 1) for name, number in config.dataset.max_examples.items()),
     ):
         if number is not None and number < least:
             raise UserError(f"{option}={number} must be at least {least}.")
+    if config.export.push_to_hub is not None and not _REPOSITORY.fullmatch(config.export.push_to_hub):
+        raise UserError(
+            f"export.push_to_hub={config.export.push_to_hub!r} must be ORG/NAME, each of letters, digits, '-', '_' and "
+            "'.', with a letter or digit at both ends."
+        )
     if config.collator.label_masking.ignore_index != -100:
         raise UserError(
             f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "

@@ -34,6 +34,7 @@ STAGES = {
     "download": "vlmexp.data.stage.download",
     "eval_base": "vlmexp.evaluation.stage.eval_base",
     "train": "vlmexp.training.stage.train",
+    "export": "vlmexp.export.stage.export",
     "eval_finetuned": "vlmexp.evaluation.stage.eval_finetuned",
     "pipeline": "vlmexp.pipeline.pipeline",
 }

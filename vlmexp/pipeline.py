@@ -1,4 +1,4 @@
-"""stage=pipeline: download, eval_base, train, eval_finetuned in one run directory."""
+"""stage=pipeline: download, eval_base, train with its export, eval_finetuned in one run directory."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from typing import Any
 from vlmexp.config import Config
 from vlmexp.data.stage import download
 from vlmexp.evaluation.stage import BASE, FINETUNED, score_base, score_finetuned
+from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.files import read_json
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
-from vlmexp.training.stage import check_training, train
+from vlmexp.training.stage import check_training, train_model
 
 
 def pipeline(config: Config, run: Run) -> dict[str, Any]:
     """All four stages in a row, then what was gained. A stage that this run has finished is not repeated."""
     check_training(config, run)
+    check_export(config)
     download(config, run)
     score_base(config, run)
-    train(config, run)
+    train_model(config, run)
+    export_model(config, run)
     score_finetuned(config, run)
+    publish(config, run)
     files = {name: run.path("evaluation", f"{name}_evaluation.json") for name in (BASE, FINETUNED)}
     base, finetuned = (read_json(path) for path in files.values())
     about = "all of it" if base["sample"] == "all" else f"a {base['sample']} of {base['population']:,}"

@@ -62,6 +62,7 @@ def test_killed_at_every_kind_of_moment(cli, tmp_path, data_dir):
         lambda: steps() >= 33,
         lambda: bool(list(run().glob(".model.*"))),
         lambda: (run() / "model").exists(),
+        lambda: bool(list(run().glob(".deployment_model.*"))),  # between merging and the check
         lambda: "eval_finetuned" in read_json(run() / "run.json")["stages"],
     ]
     for number, moment in enumerate(moments):
@@ -88,7 +89,7 @@ def test_killed_at_every_kind_of_moment(cli, tmp_path, data_dir):
         for directory in (first, second)
     ]
     assert lines[0] == lines[1]
-    assert not [path for path in second.iterdir() if path.name.startswith(".model")]
+    assert not [path for path in second.iterdir() if path.name.startswith((".model", ".deployment"))]
 
     # A finished run gives its stored result, and another configuration cannot have its directory.
     again = cli(*JOB, f"run={second}", cwd=disturbed)

@@ -117,12 +117,47 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The stand-alone model, the adapter's weights added to its own."""
+    """The stand-alone model, the adapter's weights added to its own.
+
+    Where the output layer shares its weight with the input embedding and the adapter changes one of them, they are
+    untied first: added to the shared weight, the change would reach both.
+    """
     if not isinstance(model, PeftModel):
         return model
+    _untie_adapted_embeddings(model)
     result = model.merge_and_unload()
     assert isinstance(result, PreTrainedModel)
+    if not tied_embeddings(result):
+        for config in (result.config, result.config.get_text_config()):
+            config.tie_word_embeddings = False
     return result
+
+
+def tied_embeddings(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether output layer and input embedding are one weight."""
+    source, output = (getattr(place, "weight", None) for place in _embeddings(model))
+    return source is not None and source is output
+
+
+def _embeddings(model: Any) -> tuple[Any, Any]:
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return inner.get_input_embeddings(), inner.get_output_embeddings()
+
+
+def _untie_adapted_embeddings(model: PeftModel) -> None:
+    places = _embeddings(model)
+    source, output = [getattr(place, "base_layer", place) for place in places]
+    if (source, output) != places and getattr(output, "weight", None) is source.weight:
+        output.weight = torch.nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+
+
+def require_mergeable(config: peft.PeftConfig | None) -> None:
+    """Raise a UserError for an adapter that no weight can take up."""
+    if config is not None and config.is_prompt_learning:
+        raise UserError(
+            f"peft.config_class={type(config).__name__}: a learned prompt cannot be merged into a deployment_model; "
+            "choose an adapter of weights, such as peft=lora."
+        )
 
 
 def trainable_parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:

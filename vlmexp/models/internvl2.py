@@ -33,7 +33,7 @@ from transformers import (
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming
 
-from vlmexp.files import new_folder, write_json
+from vlmexp.files import write_json
 from vlmexp.models.internvl2_config import MODEL_TYPE, InternVL2Config, hub_config
 from vlmexp.models.internvl2_processor import InternVL2ImageProcessor, InternVL2Processor, plain_processor
 
@@ -154,29 +154,29 @@ class InternVL2ForConditionalGeneration(InternVLForConditionalGeneration):
 def export_hub(model: InternVL2ForConditionalGeneration, processor: InternVLProcessor, folder: Path) -> None:
     """Write the model as the Hub holds it, with its keys and its config.json, and the processor beside it.
 
-    Untrained weights are bit for bit those that were loaded, if they were loaded in the checkpoint's dtype. The folder
-    appears complete or not at all.
+    Untrained weights are bit for bit those that were loaded, if they were loaded in the checkpoint's dtype.
 
     Raises:
         ValueError: the model was not loaded from the Hub's form.
     """
     config = hub_config(model.config, model.dtype)
-    with new_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-        write_json(temporary / "config.json", config)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_json(folder / "config.json", config)
 
 
-def export_plain(model: InternVL2ForConditionalGeneration, processor: InternVLProcessor, folder: Path) -> None:
+def export_plain(model: InternVL2ForConditionalGeneration, processor: InternVLProcessor, folder: Path) -> str:
     """Write the model as plain `internvl` with a plain InternVLProcessor: transformers alone loads both.
 
-    transformers saves no image backend and takes torchvision when it loads; its pixels differ (on noise by 0.26 after
-    normalisation) from those that the model was trained on. These come with one more line:
+    transformers writes down no image backend and takes torchvision when it loads; its pixels differ (on noise by 0.26
+    after normalisation) from those that the model was trained on. AutoProcessor hands `backend="pil"` on to the video
+    processor, which has no such version, so the right pixels take one more line:
 
         processor = AutoProcessor.from_pretrained(folder)
         processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
 
-    The folder appears complete or not at all.
+    Returns:
+        The backend, "pil".
     """
     values = model.config.to_dict()
     for name in ("model_type", "architectures", "hub_config", "transformers_version"):
@@ -186,9 +186,9 @@ def export_plain(model: InternVL2ForConditionalGeneration, processor: InternVLPr
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = copy.deepcopy(model.generation_config)
-    with new_folder(folder) as temporary:
-        plain.save_pretrained(temporary)
-        plain_processor(processor).save_pretrained(temporary)
+    plain.save_pretrained(folder)
+    plain_processor(processor).save_pretrained(folder)
+    return "pil"
 
 
 def _register() -> None:

@@ -1,4 +1,4 @@
-"""stage=train: data, collator, model, adapter, Trainer, save, merge."""
+"""stage=train: data, collator, model, adapter, Trainer, save, export."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from vlmexp.collator.lengths import Fitted, fit
 from vlmexp.config import Config, TrainExtras, library_options, peft_extras
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
+from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.models.adapter import attach, trainable_parameters
-from vlmexp.models.export import save_adapter, save_merged
+from vlmexp.models.export import public_id, save_adapter
 from vlmexp.models.load import load_model, load_processor
 from vlmexp.parts import (
     adapter_config,
@@ -37,9 +38,10 @@ from vlmexp.training.trainer import VlmTrainer
 
 def train(config: Config, run: Run) -> dict[str, Any]:
     """Fine-tune, from the newest complete checkpoint if there is one; write `model/` and `deployment_model/`."""
-    if run.stage_result("train") is None:
-        with run.stage("train") as result, tracked(config.tracking, run.record["id"], run.directory):
-            result |= _train(config, run)
+    check_export(config)
+    train_model(config, run)
+    export_model(config, run)
+    publish(config, run)
     print_paths({"adapter": run.path("model"), "merged": run.path("deployment_model"), "run": run.directory})
     done = run.stage_result("train") or {}
     return {name: done[name] for name in ("steps", "loss", "eval_loss") if name in done}
@@ -49,6 +51,13 @@ def check_training(config: Config, run: Run) -> None:
     """Build what the libraries check themselves, so that a refused option is known before hours of other work."""
     adapter_config(config)
     training_arguments(config, run, has_validation=True)
+
+
+def train_model(config: Config, run: Run) -> None:
+    """Fine-tune and write `model/`, unless this run has done so."""
+    if run.stage_result("train") is None:
+        with run.stage("train") as result, tracked(config.tracking, run.record["id"], run.directory):
+            result |= _train(config, run)
 
 
 def _train(config: Config, run: Run) -> dict[str, Any]:
@@ -112,8 +121,7 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
 
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.config.use_cache = True
-    save_adapter(trained, processor, run.path("model"))
-    save_merged(trained, processor, run.path("deployment_model"))
+    save_adapter(trained, processor, run.path("model"), public_id(source))
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     eval_losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
     return {

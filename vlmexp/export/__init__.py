@@ -1,0 +1,1 @@
+"""stage=export: from the trained weights to a checked model that anybody can load."""

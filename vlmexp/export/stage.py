@@ -1,0 +1,182 @@
+"""stage=export: from `model/` to a checked `deployment_model/`, model cards, and the Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from vlmexp.collator.batch import Collator
+from vlmexp.collator.lengths import fit
+from vlmexp.config import Config, peft_extras
+from vlmexp.data.example import MEDIA_ROLES, Example
+from vlmexp.data.stage import load_split, prepared_data
+from vlmexp.errors import UserError
+from vlmexp.evaluation.stage import load_finetuned
+from vlmexp.export.cards import write_cards
+from vlmexp.files import new_folder
+from vlmexp.models.adapter import merged, require_mergeable, tied_embeddings
+from vlmexp.models.export import (
+    end_answers_with,
+    find_writer,
+    load_stored_processor,
+    loading,
+    stored_source,
+    with_auto_classes,
+)
+from vlmexp.models.hub import check_access, push
+from vlmexp.models.load import load_model
+from vlmexp.models.parity import MERGE_TOLERANCES, QUANTIZED_TOLERANCE, STORED_TOLERANCES, Parity, greedy_answers
+from vlmexp.parts import adapter_config, build_collator, model_source, set_threads
+from vlmexp.report import print_paths
+from vlmexp.runs import Run
+
+PARITY_BATCH = 4  # the usual eight prompts are two batches, each with padding of its own
+PARITY_TOKENS = 16  # at most, for each answer
+
+
+def export(config: Config, run: Run) -> dict[str, Any]:
+    """Write `deployment_model/` and the model cards anew from this run's `model/`, and push them if asked to."""
+    check_export(config)
+    if not run.path("model").is_dir():
+        raise UserError(f"{run.directory} has no model/ to export: name a run with run= whose training is finished.")
+    export_model(config, run, again=True)
+    publish(config, run, again=True)
+    print_paths({"adapter": run.path("model"), "merged": run.path("deployment_model"), "run": run.directory})
+    return dict(run.record["result"])  # an export changes nothing of what the run measured
+
+
+def check_export(config: Config) -> None:
+    """Raise a UserError, before anything is trained, for what would fail at the end of it."""
+    find_writer(config.export.writer, config.model.export_writer)
+    require_mergeable(adapter_config(config))
+    if config.export.push_to_hub is not None:
+        check_access(config.export.push_to_hub)
+
+
+def export_model(config: Config, run: Run, again: bool = False) -> None:
+    """Write `deployment_model/`, unless this run has done so and it is still there."""
+    written = run.stage_result("export") is not None and run.path("deployment_model").is_dir()
+    if run.is_main and (again or not written):
+        with run.stage("export"):
+            set_threads(config)
+            _export(config, run)
+
+
+def publish(config: Config, run: Run, again: bool = False) -> None:
+    """Write the model cards with what is known by now, and push, unless this run has done so."""
+    if not run.is_main:
+        return
+    write_cards(config, run)
+    repository = config.export.push_to_hub
+    if repository is not None and (again or run.stage_result("push") is None):
+        with run.stage("push") as result:
+            folder = run.path("model" if config.export.push == "adapter" else "deployment_model")
+            commit = push(folder, repository, config.export.private, f"vlmexp run {run.record['id']}")
+            result |= {"repository": repository, "what": config.export.push, "commit": commit}
+
+
+def _export(config: Config, run: Run) -> None:
+    writer = find_writer(config.export.writer, config.model.export_writer)
+    _free_memory()
+    model, processor = load_finetuned(config, run.directory, run)
+    collator = build_collator(config, processor)
+    examples = _parity_examples(config, run, collator)
+    batches = _batches(collator, examples)
+    answers = functools.partial(
+        greedy_answers, batches=batches, max_new_tokens=PARITY_TOKENS, pad_id=collator.pad_id, end_id=collator.end_id
+    )
+    on_quantized = None
+    if peft_extras(config).quantization is not None:
+        # What is merged is the base as it was before it was quantised, in the model's dtype.
+        on_quantized = answers(model)
+        del model
+        _free_memory()
+        config = dataclasses.replace(config, peft={**config.peft, "quantization": None})
+        model, processor = load_finetuned(config, run.directory, run)
+    source, dtype = model_source(config), model.dtype
+    base_tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    loaded_by = {"model": loading(with_auto_classes(source, model.config), model.config)}
+    revision = getattr(model.config, "_commit_hash", None) or source.revision
+
+    parity = Parity(answers(model))
+    stored_form_of = "trained"
+    if isinstance(model, PeftModel):
+        with model.disable_adapter():
+            parity.without_adapter(answers(model))
+        model = merged(model)
+        parity.add("merged", answers(model), MERGE_TOLERANCES[dtype])
+        stored_form_of = "merged"
+    if on_quantized is not None:
+        parity.add("quantised base", on_quantized, QUANTIZED_TOLERANCE)
+    end_answers_with(model, collator.end_id)
+    tied = tied_embeddings(model)
+    with new_folder(run.path("deployment_model")) as folder:
+        backend = writer(model, processor, folder)
+        del model
+        _free_memory()
+        stored = stored_source(folder, source)
+        deployed = load_model(stored, run.note_fallback)
+        loaded_by["deployment_model"] = loading(stored, deployed.config, backend)
+        said = answers(deployed)
+        parity.add("deployment_model", said, STORED_TOLERANCES[dtype], stored_form_of)
+        parity.add("deployment_model", said, MERGE_TOLERANCES[dtype])
+        stored_processor = load_stored_processor(stored, backend, run.note_fallback)
+        parity.add_inputs(batches, _batches(build_collator(config, stored_processor), examples))
+        run.update(
+            export={
+                "dtype": str(dtype).removeprefix("torch."),
+                "tied_embeddings": tied,
+                "untied_by_adapter": base_tied and not tied,
+                "parity": parity.record(),
+                "base_revision": revision,
+                "prompt": _prompt(config, collator),
+                "loading": loaded_by,
+            }
+        )
+        if problem := parity.problem():
+            raise UserError(
+                f"deployment_model/ is not written, as it would not be what was trained: {problem} The adapter in "
+                "model/ is unharmed; export.parity_examples=0 writes it without this check."
+            )
+    if parity.input_difference:
+        run.note_fallback(
+            f"The processor in deployment_model/ gives pixels that differ by up to {parity.input_difference:.3g} from "
+            "those that the model was trained on."
+        )
+
+
+def _parity_examples(config: Config, run: Run, collator: Collator) -> list[Example]:
+    """Examples from all over the validation split, or from the train split if that has too few."""
+    prepared, count = prepared_data(config, run), config.export.parity_examples
+    enough = prepared.manifest["counts"]["validation"] >= max(count, 1)
+    split = load_split(config, prepared, "validation" if enough else "train")
+    count = min(count, len(split))
+    chosen = [split[index * len(split) // count] for index in range(count)]
+    overlong = "error" if config.collator.overlong == "error" else "shorten_text"
+    return list(fit(collator, chosen, config.collator.max_length, overlong, with_answer=False))
+
+
+def _batches(collator: Collator, examples: list[Example]) -> list[dict[str, torch.Tensor]]:
+    return [collator.prompts(examples[start : start + PARITY_BATCH]) for start in range(0, len(examples), PARITY_BATCH)]
+
+
+def _prompt(config: Config, collator: Collator) -> dict[str, Any]:
+    """The text that the processor takes, with `{question}` and other fields in their places."""
+    columns = config.dataset.columns
+    roles = [role for role, column in columns.items() if column and role not in ("answer", *MEDIA_ROLES)]
+    images = 1 if columns.get("image") else 0
+    text = collator.template.render({role: f"{{{role}}}" for role in roles}, images)
+    bos = collator.processor.tokenizer.bos_token
+    return {"text": text, "images": images, "add_special_tokens": not (bos and text.startswith(bos))}
+
+
+def _free_memory() -> None:
+    """Give back what a model of before has left in reference cycles and in the GPU's cache."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
