@@ -33,6 +33,7 @@ TRACKERS = ("none", "tensorboard", "wandb")
 PUSHED = ("merged", "adapter")
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)
+OPTIMIZERS_WITH_OWN_GROUPS = ("galore", "apollo", "lomo", "adalomo")  # beginnings of names of train.optim
 # TrainingArguments that a run decides itself, and what to set instead.
 RESERVED_TRAIN = {
     "output_dir": "hydra.run.dir",
@@ -176,7 +177,7 @@ class TrainExtras:
     vision_learning_rate: float | None = None  # null: train.learning_rate
     projector_learning_rate: float | None = None  # null: train.learning_rate
     gradient_audit: str = "warn"  # error | warn | off: after the second step, name trained weights without a gradient
-    memory_preflight: bool = True  # one step on the largest batch there can be, before training
+    memory_preflight: bool = True  # forward and backward on the heaviest batch of the training, before it begins
 
 
 @dataclass
@@ -410,6 +411,13 @@ def _check_open_leaves(config: Config) -> None:
         if rate is not None and rate <= 0:
             raise UserError(
                 f"train.{name}_learning_rate={rate} must be positive; to freeze a part use peft.train_parts."
+            )
+        if rate is not None and name not in peft_extras(config).train_parts:
+            raise UserError(f"train.{name}_learning_rate={rate}: peft.train_parts leaves the {name} part out; add it.")
+        if rate is not None and str(config.train.get("optim")).startswith(OPTIMIZERS_WITH_OWN_GROUPS):
+            raise UserError(
+                f"train.{name}_learning_rate={rate}: train.optim={config.train['optim']} groups the weights itself and "
+                "takes one learning rate for all; choose another optimizer, such as adamw_torch."
             )
     for name, least in LEAST_TRAIN.items():
         value = config.train.get(name)

@@ -25,12 +25,14 @@ class Fitted(ExampleSequence):
 
     Attributes:
         lengths: tokens of each example, media (and the answer, if it counts) included.
+        media_lengths: how many of these stand for media.
         dropped, shortened: ids of the examples that were left out or lost the end of their question.
     """
 
     def __init__(self, examples: Sequence[Example], kept: Sequence[int], replaced: dict[int, Example]) -> None:
         self._examples, self._kept, self._replaced = examples, kept, replaced
         self.lengths: list[int] = []
+        self.media_lengths: list[int] = []
         self.dropped: list[str] = []
         self.shortened: list[str] = []
 
@@ -49,9 +51,14 @@ class Fitted(ExampleSequence):
 
 def token_lengths(collator: Collator, examples: Sequence[Example], with_answer: bool) -> list[int]:
     """Tokens that each example becomes, exactly as the collator will make them."""
+    return [length for length, _ in _token_counts(collator, examples, with_answer)]
+
+
+def _token_counts(collator: Collator, examples: Sequence[Example], with_answer: bool) -> list[tuple[int, int]]:
+    """Tokens of each example, and how many of them stand for media."""
     media_tokens: dict[tuple[tuple[int, int], ...], int] = {}
     sizes: dict[str, tuple[int, int]] = {}
-    lengths = []
+    counts = []
     for start in range(0, len(examples), _CHUNK):
         chunk = examples[start : start + _CHUNK]
         raw = tokenize(collator.processor, [collator.template.render(e.fields, len(e.images)) for e in chunk])
@@ -63,8 +70,8 @@ def token_lengths(collator: Collator, examples: Sequence[Example], with_answer: 
             )
             if key not in media_tokens:
                 media_tokens[key] = _media_tokens(collator, example, key)
-            lengths.append(len(ids) + media_tokens[key] + answer)
-    return lengths
+            counts.append((len(ids) + media_tokens[key] + answer, media_tokens[key]))
+    return counts
 
 
 def fit(
@@ -79,7 +86,8 @@ def fit(
     Raises:
         UserError: the policy is `error` and an example is too long, or shortening is not enough.
     """
-    lengths = token_lengths(collator, examples, with_answer)
+    counts = _token_counts(collator, examples, with_answer)
+    lengths, media_lengths = [length for length, _ in counts], [media for _, media in counts]
     too_long = [index for index, length in enumerate(lengths) if length > max_length]
     if too_long and overlong == "error":
         worst = max(too_long, key=lengths.__getitem__)
@@ -94,6 +102,7 @@ def fit(
         result = Fitted(examples, kept, {})
         result.dropped = [examples[index].id for index in too_long]
         result.lengths = [lengths[index] for index in kept]
+        result.media_lengths = [media_lengths[index] for index in kept]
         return result
     shortened = {index: _shortened(collator, examples[index], lengths[index] - max_length) for index in too_long}
     result = Fitted(examples, range(len(examples)), shortened)
@@ -102,7 +111,7 @@ def fit(
         again = token_lengths(collator, list(shortened.values()), with_answer)
         for index, length in zip(shortened, again, strict=True):
             lengths[index] = length
-    result.lengths = lengths
+    result.lengths, result.media_lengths = lengths, media_lengths
     return result
 
 

@@ -49,7 +49,8 @@ class MetricsFile(TrainerCallback):
             (then, step), now = self._last, time.monotonic()
             self._last = (now, state.global_step)
             rate = self.examples_per_step * (state.global_step - step) / max(now - then, 1e-9)
-            line |= {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+            names = ("loss", *(name for name in logs if name.startswith("learning_rate")), "grad_norm")
+            line |= {name: logs[name] for name in names if name in logs}
             line |= {"samples_per_s": round(rate, 2), "memory_gib": peak_memory_gib()}
         elif "eval_loss" in logs:
             line |= {"eval_loss": logs["eval_loss"]}

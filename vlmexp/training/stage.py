@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import Fitted, fit
-from vlmexp.config import Config, TrainExtras, library_options, peft_extras
+from vlmexp.config import Config, TrainExtras, library_options, peft_extras, train_extras
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.export.stage import check_export, export_model, publish
@@ -30,8 +30,11 @@ from vlmexp.parts import (
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
 from vlmexp.tracking import tracked
+from vlmexp.training.audit import GradientAudit
 from vlmexp.training.callbacks import MetricsFile, ProgressBar, peak_memory_gib
 from vlmexp.training.checkpoints import is_last, newest_complete
+from vlmexp.training.learning_rates import require_parts
+from vlmexp.training.preflight import MemoryPreflight
 from vlmexp.training.sampling import EpochSampler, Order, by_length, by_media, shuffled
 from vlmexp.training.trainer import VlmTrainer
 
@@ -77,17 +80,22 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     }
     if not len(splits["train"]):
         raise UserError("collator.overlong=drop leaves no example to train on: raise collator.max_length.")
-    all_keys = load_split(config, prepared, "train").media_keys()
-    keys = [all_keys[index] for index in splits["train"].kept]
+    all_keys = {split: load_split(config, prepared, split).media_keys() for split in splits}
+    split_keys = {split: [all_keys[split][index] for index in fitted.kept] for split, fitted in splits.items()}
+    keys = split_keys["train"]
     collator.share_images = shares_images(config, collator, keys, with_loss=True)
     describe_data(run, splits, collator.share_images)
 
+    patterns = module_patterns(config)
     model = attach(
         load_model(source, run.note_fallback, config.seed),
         adapter,
         peft_extras(config).train_parts,
-        module_patterns(config),
+        patterns,
     )
+    extras = train_extras(config)
+    rates = part_learning_rates(extras)
+    require_parts(model, rates, patterns.part_of)
     trainable, total = trainable_parameters(model)
     run.update(
         model={
@@ -102,15 +110,26 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     checkpoint = newest_complete(run.path("checkpoints"))
     run.forget_metrics_after(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
     order = epoch_order(str(arguments.train_sampling_strategy), splits["train"], keys, collator, arguments)
+    sampler = EpochSampler(order, len(splits["train"]), config.seed)
     trainer = VlmTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
         train_dataset=splits["train"],
         eval_dataset=splits.get("validation"),
-        train_sampler=EpochSampler(order, len(splits["train"]), config.seed),
-        callbacks=[MetricsFile(run, arguments.train_batch_size * arguments.gradient_accumulation_steps), ProgressBar()],
+        train_sampler=sampler,
+        learning_rates=rates,
+        part_of=patterns.part_of,
     )
+    if extras.memory_preflight:
+        rows = {
+            split: (fitted, split_keys[split] if collator.share_images else None) for split, fitted in splits.items()
+        }
+        trainer.add_callback(MemoryPreflight(trainer, sampler, rows["train"], rows.get("validation"), run.update))
+    if extras.gradient_audit != "off":
+        trainer.add_callback(GradientAudit(extras.gradient_audit, patterns.part_of, run.update))
+    trainer.add_callback(MetricsFile(run, arguments.train_batch_size * arguments.gradient_accumulation_steps))
+    trainer.add_callback(ProgressBar())
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     transformers_logging.disable_progress_bar()  # its bars for reading and writing weights would cut ours to pieces
@@ -170,6 +189,12 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"train: TrainingArguments refuses its options: {' '.join(str(error).split())}") from None
+
+
+def part_learning_rates(extras: TrainExtras) -> dict[str, float]:
+    """Part of the model -> its own learning rate, where one is set."""
+    rates = {"vision": extras.vision_learning_rate, "projector": extras.projector_learning_rate}
+    return {part: rate for part, rate in rates.items() if rate is not None}
 
 
 def has_precision(name: str) -> bool:

@@ -1,7 +1,8 @@
-"""transformers' Trainer with our sampler and with shared image prefixes."""
+"""transformers' Trainer with our sampler, shared image prefixes and learning rates by part of the model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,76 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from vlmexp.collator.sharing import BRANCHES, branch_inputs
+from vlmexp.data.example import Example
+from vlmexp.errors import UserError
+from vlmexp.models.modules import DEFAULT_PATTERNS
+from vlmexp.training.learning_rates import part_rates, split_groups
 
 
 class VlmTrainer(Trainer):
-    """A Trainer with the order of `train_sampler`, stored order in evaluation, and shared image prefixes."""
+    """A Trainer with the order of `train_sampler`, stored order in evaluation, and shared image prefixes.
 
-    def __init__(self, *args: Any, train_sampler: Sampler[int], **kwargs: Any) -> None:
+    Args:
+        learning_rates: part of the model -> its own learning rate; what is not in it has `args.learning_rate`.
+        part_of: a parameter's name to its part.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        train_sampler: Sampler[int],
+        learning_rates: Mapping[str, float] | None = None,
+        part_of: Callable[[str], str] = DEFAULT_PATTERNS.part_of,
+        **kwargs: Any,
+    ) -> None:
         self._train_sampler = train_sampler
+        self._learning_rates, self._part_of = dict(learning_rates or {}), part_of
+        self._part_rates: dict[str, float] = {}
         super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self._learning_rates:
+            owner: Any = self.model if model is None else model
+            split_groups(optimizer, owner, self._learning_rates, self._part_of)
+        elif self._learning_rates and not part_rates(optimizer):
+            raise UserError(
+                "train.vision_learning_rate and train.projector_learning_rate need an optimizer that the training "
+                "makes itself: take the optimizer out of the DeepSpeed configuration."
+            )
+        return optimizer
+
+    def _get_learning_rate(self) -> float:
+        # Called between the optimizer's step and the scheduler's: these are the rates of the step.
+        self._part_rates = part_rates(self.optimizer)
+        return super()._get_learning_rate()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs | self._part_rates if "learning_rate" in logs else logs, start_time)
+
+    def collated(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """The inputs of a batch, on the CPU."""
+        collator: Any = self.data_collator
+        batch: dict[str, torch.Tensor] = collator(examples)
+        return batch
+
+    def rehearse(self, batch: dict[str, torch.Tensor]) -> None:
+        """Forward and backward pass of a batch, as a training step makes them; the gradients stay.
+
+        Only within `train`, from `on_train_begin` on: then precision, checkpointing and wrappers are set up. Processes
+        do not wait for each other here, so one may try more batches than another.
+        """
+        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        labelled = batch["labels"].ne(-100).sum().to(self.args.device)
+        with self.accelerator.no_sync(model=self.model_wrapped):
+            self.training_step(self.model_wrapped, batch, labelled)
+
+    def rehearse_evaluation(self, batch: dict[str, torch.Tensor]) -> None:
+        """The loss of a batch, as the evaluation within `train` computes it; as for `rehearse`."""
+        self.model_wrapped.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self.compute_loss(self.model_wrapped, self._prepare_inputs(batch), return_outputs=True)
 
     def restore_finished(self, checkpoint: Path) -> None:
         """Take weights and state from the last checkpoint of a finished training.
