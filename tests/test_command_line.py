@@ -72,6 +72,10 @@ MISTAKES = {
     "~peft": ["peft"],
     "peft.r=8,16": ["peft.r=8,16", "-m", "peft.r=[8,16]"],
     "dataset=files": ["dataset.options.train has no default"],
+    "compare.format=xml": ["compare.format='xml'", "table, md, csv, json"],
+    "compare.evaluation=tuned": ["compare.evaluation='tuned'", "did you mean 'finetuned'?"],
+    "compare.diff=[a]": ["compare.diff names 1", "compare.diff=[A,B]"],
+    "compare.examples=-1": ["compare.examples=-1", "at least 0"],
 }
 
 
@@ -135,7 +139,11 @@ def test_help_names_every_choice(cli):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["peft.rr=3"], ["model=qwen2v"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--cfg", "job"], ["peft.rr=3"], ["model=qwen2v"], ["stage=compare"]],
+    ids=" ".join,
+)
 def test_the_shell_is_free_of_torch(arguments, tmp_path, data_dir):
     script = (
         "import sys\nfrom vlmexp.main import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
@@ -187,10 +195,17 @@ LAYERS = [
     {"export"},
     {"training"},
     {"pipeline"},
+    {"comparison"},
     {"command_line", "main", "__main__"},
 ]
-STAGE_FILES = {"data/stage.py", "training/stage.py", "evaluation/stage.py", "export/stage.py", "export/cards.py"} | {
-    "training/callbacks.py"
+STAGE_FILES = {
+    "data/stage.py",
+    "training/stage.py",
+    "training/callbacks.py",
+    "evaluation/stage.py",
+    "export/stage.py",
+    "export/cards.py",
+    "comparison/stage.py",
 }
 
 

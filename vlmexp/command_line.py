@@ -22,6 +22,7 @@ vlmexp fine-tunes vision-language models: one config, one command, one run direc
   python -m vlmexp peft.r=32 train.max_steps=100   any option of PEFT's and the Trainer's own classes
   python -m vlmexp run=outputs/DAY/TIME            continue a run from its newest checkpoint
   python -m vlmexp -m peft.r=8,16 seed=0,1         a sweep: one run for each combination
+  python -m vlmexp stage=compare                   which run is best; compare.html=report.html shows why
   python -m vlmexp model=qwen2vl --cfg job         show every option with its value, and stop
 
   stage=  {stages}, or a dotted path to a function of (config, run)
@@ -83,6 +84,13 @@ def is_single_run(arguments: list[str]) -> bool:
     if any(argument in ("-m", "--multirun", "--experimental-rerun") for argument in arguments):
         return False
     return all(argument in overrides(arguments) for argument in arguments)
+
+
+def refuse_sweeps_of(stages: Iterable[str], arguments: list[str]) -> None:
+    """Raise a UserError if -m is given with one of the stages, before Hydra makes a directory for the sweep."""
+    for stage in stages:
+        if f"stage={stage}" in arguments and {"-m", "--multirun"} & set(arguments):
+            raise UserError(f"stage={stage} makes no run, so there is nothing to sweep: leave out -m.")
 
 
 def key_of(override: str) -> str:

@@ -34,6 +34,8 @@ PUSHED = ("merged", "adapter")
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)
 OPTIMIZERS_WITH_OWN_GROUPS = ("galore", "apollo", "lomo", "adalomo")  # beginnings of names of train.optim
+EVALUATIONS = ("finetuned", "base")
+FORMATS = ("table", "md", "csv", "json")
 # TrainingArguments that a run decides itself, and what to set instead.
 RESERVED_TRAIN = {
     "output_dir": "hydra.run.dir",
@@ -212,6 +214,25 @@ class Export:
 
 
 @dataclass
+class Compare:
+    """What `stage=compare` reads and shows."""
+
+    runs: list[str] = field(default_factory=list)  # run directories, sweeps, folders of them, globs; empty: all
+    metric: str | None = None  # to sort by; null: the main metric of most runs
+    evaluation: str | None = None  # finetuned | base; null: finetuned, unless no run has one
+    group_seeds: bool = False  # one row for runs that differ by their seed only
+    best: bool = False  # print the best run's directory and its command, and nothing else
+    failed: bool = False  # only what failed or was lost, with the end of its log
+    diff: list[str] = field(default_factory=list)  # [A,B]: what differs between two runs
+    paired: list[str] = field(default_factory=list)  # [A,B] on the same examples; [A]: before and after its training
+    examples: int = 10  # of the gains and of the losses that `paired` shows
+    format: str = "table"  # table | md | csv | json
+    output: str | None = None  # the file to write; null: the terminal
+    html: str | None = None  # the report to write
+    report_examples: int = 500  # in the report
+
+
+@dataclass
 class Paths:
     """Where things are written."""
 
@@ -236,6 +257,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
     export: Export = field(default_factory=Export)
+    compare: Compare = field(default_factory=Compare)
     paths: Paths = field(default_factory=Paths)
 
 
@@ -270,6 +292,7 @@ def checked(composed: DictConfig) -> Config:
         raise UserError(explain(error)) from None
     assert isinstance(config, Config)
     _check_choices(config)
+    _check_compare(config.compare)
     _check_open_leaves(config)
     return config
 
@@ -398,6 +421,22 @@ def _check_choices(config: Config) -> None:
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"{option}={value!r} must be one of {', '.join(choices)}{closest(value, choices)}")
+
+
+def _check_compare(compare: Compare) -> None:
+    _check_choice("compare.format", compare.format, FORMATS)
+    if compare.evaluation is not None:
+        _check_choice("compare.evaluation", compare.evaluation, EVALUATIONS)
+    for option, number in (("examples", compare.examples), ("report_examples", compare.report_examples)):
+        if number < 0:
+            raise UserError(f"compare.{option}={number} must be at least 0.")
+    for option, named, counts in (("diff", compare.diff, (2,)), ("paired", compare.paired, (1, 2))):
+        if named and len(named) not in counts:
+            raise UserError(f"compare.{option} names {len(named)} runs: write compare.{option}=[A,B].")
+    views = [name for name in ("best", "failed", "diff", "paired") if getattr(compare, name)]
+    views += ["html"] if compare.html is not None else []
+    if len(views) > 1:
+        raise UserError(f"compare.{' and compare.'.join(views)} are different views: ask for one of them.")
 
 
 def _check_open_leaves(config: Config) -> None:

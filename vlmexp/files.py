@@ -49,7 +49,8 @@ def read_jsonl(path: Path) -> list[Any]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    # Not splitlines(): a text may hold U+2028 and other ends of lines, which JSON leaves as they are.
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 @contextlib.contextmanager

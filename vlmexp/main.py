@@ -37,7 +37,9 @@ STAGES = {
     "export": "vlmexp.export.stage.export",
     "eval_finetuned": "vlmexp.evaluation.stage.eval_finetuned",
     "pipeline": "vlmexp.pipeline.pipeline",
+    "compare": "vlmexp.comparison.stage.compare",
 }
+READING = ("compare",)  # functions of the config alone: they read run directories and get none of their own
 _PACKAGED = Path(__file__).parent / "conf"  # in a wheel; in a checkout conf/ lies beside the package
 CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 
@@ -93,17 +95,20 @@ def job(composed: DictConfig) -> float | None:
     return float(metric) if metric is not None else None
 
 
-def check_before_launch(arguments: list[str]) -> None:
+def check_before_launch(arguments: list[str]) -> Config:
     """Compose and check the config of a single run before Hydra makes a directory for it."""
     overrides = command_line.overrides(arguments)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         config = checked(hydra.compose("config", overrides))
+    if config.stage in READING:
+        return config
     if config.stage not in STAGES:
         find_stage(config.stage)
     find_source(config.dataset.source, config.dataset.options)
     for metric in [*config.dataset.metrics, *(config.evaluation.metrics or [])]:
         find_metric(metric)
     command_line.refuse_occupied_directory(overrides, config)
+    return config
 
 
 def main() -> None:
@@ -117,9 +122,15 @@ def main() -> None:
             print(command_line.help_text(CONFIG_DIR, STAGES))
             return
         command_line.read_dotenv()
+        command_line.refuse_sweeps_of(READING, sys.argv[1:])
         sys.argv[1:] = command_line.inherit_from_run(sys.argv[1:])
         if command_line.is_single_run(sys.argv[1:]):
-            check_before_launch(sys.argv[1:])
+            config = check_before_launch(sys.argv[1:])
+            if config.stage in READING:
+                from vlmexp.comparison.stage import compare
+
+                compare(config)
+                return
         job()
     except KeyboardInterrupt:
         sys.exit(130)

@@ -36,7 +36,7 @@ from vlmexp.files import digest, read_json, read_jsonl, write_json, write_text
 
 HEARTBEAT_S = 30.0
 # What may change without changing a result.
-NOT_IN_KEY = ("stage", "run", "tracking", "export", "paths", "threads")
+NOT_IN_KEY = ("stage", "run", "tracking", "export", "compare", "paths", "threads")
 log = logging.getLogger("vlmexp")
 
 

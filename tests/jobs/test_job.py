@@ -85,9 +85,9 @@ def test_the_main_job(cli, tmp_path, data_dir):
     for part in ("evaluate base: 100%", "train: 100%", "evaluate fine-tuned: 100%"):
         assert part in done.stderr
 
-    media = Path(record["data"]["folder"]) / "media"
+    folder = Path(record["data"]["folder"])
     rows = read_jsonl(run / "evaluation" / "finetuned_vlm_model_predictions.jsonl")[::48][:200]
-    asked = [{"question": row["question"], "image": str(media / row["images"][0])} for row in rows]
+    asked = [{"question": row["question"], "image": str(folder / row["images"][0])} for row in rows]
     (tmp_path / "asked.json").write_text(json.dumps(asked))
     (tmp_path / "deployed.py").write_text(DEPLOYED)
     arguments = [str(run / "deployment_model"), str(tmp_path / "asked.json"), str(tmp_path / "answers.json")]

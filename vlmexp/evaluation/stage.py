@@ -124,7 +124,7 @@ def evaluate_model(
             {
                 "id": row.id,
                 **row.fields,
-                "images": [path.name for path in row.images],
+                "images": [_stored_as(path, prepared.folder) for path in row.images],
                 "answers": row.answers,
                 "prediction": prediction,
                 "scores": score,
@@ -224,6 +224,11 @@ def report(run: Run, name: str) -> dict[str, Any]:
     print_scores({name.partition("_")[0]: result}, title=f"{result['dataset']}, {result['split']} split")
     print_paths({"evaluation": path, "predictions": path.with_name(f"{name}_predictions.jsonl"), "run": run.directory})
     return {"metric": result["metrics"].get(result["main_metric"]), **result["metrics"]}
+
+
+def _stored_as(media: Path, folder: Path) -> str:
+    """How the prepared data name a file: relative to their folder where it lies there."""
+    return str(media.relative_to(folder) if media.is_relative_to(folder) else media)
 
 
 def _config_of(directory: Path) -> Config:

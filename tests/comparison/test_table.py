@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from tests.comparison.synthetic import make_run
+from tests.comparison.test_rows import rows_of
+from vlmexp.comparison.rows import Score, group_seeds, sort_rows, varying
+from vlmexp.comparison.sheets import Sheet, render
+from vlmexp.comparison.table import duration, full_sheet, interval, print_leaderboard, short_sheet, shorten
+from vlmexp.runs import NOT_IN_KEY
+
+
+def printed(folder, width, metric="vqa_accuracy", seeds=False) -> list[str]:
+    rows = rows_of(folder)
+    options = varying([row.run.options for row in rows], NOT_IN_KEY)
+    rows = sort_rows(group_seeds(rows, NOT_IN_KEY) if seeds else rows, metric)
+    buffer = io.StringIO()
+    print_leaderboard(Console(file=buffer, width=width, highlight=False), rows, options, metric, "title")
+    return buffer.getvalue().splitlines()
+
+
+def line_of(lines, name) -> list[str]:
+    return next(line.split() for line in lines if line.startswith(name))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_table_keeps_to_its_width(zoo, width):
+    lines = printed(zoo, width)
+    assert max(map(cell_len, lines)) <= width
+    for name in ("0", "2", "3", "4", "alive", "broken", "lost", "older", "other", "preempted"):
+        assert line_of(lines, name), name
+
+
+def test_80_columns_hold_what_matters(zoo):
+    lines = printed(zoo, 80)
+    assert line_of(lines, "2 ") == ["2", "8", "0", "0.001", "90.00", "[59.6,", "98.2]", "10", "done", "100.5"]
+    assert "OutOfMemoryError: 80 Gi…" in "\n".join(lines)
+    assert "! other data: other" in lines
+    assert "! n is 5, not 10: other" in lines
+    assert "Not shown for want of width" in "\n".join(lines)
+
+
+def test_long_names_and_values_are_shortened(tmp_path):
+    for name in ("a", "b"):
+        make_run(tmp_path / (name * 80), {"model.id": f"some-organisation/{name * 90}"}, [True])
+    lines = printed(tmp_path, 80)
+    assert max(map(cell_len, lines)) <= 80
+    assert "aaaaaaaaaaa…" in "\n".join(lines)
+
+
+def test_seeds_are_shown_with_their_deviation(zoo):
+    assert "55.00 ± 7.07 (2)" in "\n".join(printed(zoo, 80, seeds=True))
+
+
+def test_options_that_change_together_give_way_to_others(tmp_path):
+    for number in range(3):
+        make_run(tmp_path / str(number), {"peft.r": number, "peft.lora_alpha": number, "seed": number % 2}, [True])
+    heading = printed(tmp_path, 56)[1]
+    assert heading.split()[:3] == ["run", "lora_alpha", "seed"]
+    assert "r" not in heading.split()
+
+
+def test_cells():
+    assert interval("vqa_accuracy", Score(0.815, 200, 0.755, 0.863)) == "81.50 [75.5, 86.3]"
+    assert interval("vqa_accuracy", Score(0.815, 200, seeds=2, deviation=0.0071)) == "81.50 ± 0.71 (2)"
+    assert interval("eval_loss", Score(0.61234)) == "0.6123"
+    assert interval("mine", Score(12.5, 10)) == "12.5"
+    assert [duration(s) for s in (48, 750, 11_100)] == ["48 s", "12:30 min", "3:05 h"]
+    assert shorten("abcdefghij", 5) == "ab…ij"
+    assert shorten("abcdefghij", 5, at_end=True) == "abcd…"
+    assert cell_len(shorten("漢字" * 20, 9)) <= 9
+
+
+def test_csv_has_everything_in_full(zoo):
+    rows = sort_rows(rows_of(zoo), "vqa_accuracy")
+    text = render(full_sheet(rows, ["peft.r", "seed"], "vqa_accuracy", "title"), "csv")
+    found = {row["run"]: row for row in csv.DictReader(io.StringIO(text))}
+    assert len(found) == 12
+    assert (found["2"]["peft.r"], found["2"]["vqa_accuracy"], found["2"]["n"], found["2"]["base"]) == (
+        "8",
+        "0.9",
+        "10",
+        "0.0",
+    )
+    assert found["2"]["directory"].endswith("10-00-00-000000/2")
+    assert found["3"]["note"] == "OutOfMemoryError: 80 GiB is not enough"
+    assert found["4"]["vqa_accuracy"] == ""
+
+
+def test_json_is_for_machines(zoo):
+    rows = sort_rows(rows_of(zoo), "vqa_accuracy")
+    content = json.loads(render(full_sheet(rows, ["peft.r"], "vqa_accuracy", "title"), "json"))
+    assert content["metric"] == "vqa_accuracy"
+    assert [row["vqa_accuracy"] for row in content["rows"]][:3] == [1.0, 1.0, 0.9]
+
+
+def test_markdown_is_one_line_a_run(zoo):
+    rows = sort_rows(rows_of(zoo), "vqa_accuracy")
+    text = render(short_sheet(rows, ["peft.r"], "vqa_accuracy", "title"), "md")
+    assert "| 2 | 8 | 90.00 [59.6, 98.2] |" in text
+    assert len([line for line in text.splitlines() if line.startswith("|")]) == 14
+
+
+def test_markdown_cells_cannot_break_out():
+    sheet = Sheet("t", [{"a": "x|y\n<script>", "b": None}], {"k": 0.123456789})
+    assert render(sheet, "md") == "## t\n\n- k: 0.123457\n\n| a | b |\n| --- | --- |\n| x\\|y &lt;script> |  |\n"

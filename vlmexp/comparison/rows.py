@@ -1,0 +1,256 @@
+"""From run directories to rows that can be sorted and shown: scores with intervals, cost, and what varies."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmexp.comparison.intervals import mean_and_deviation, wilson
+from vlmexp.comparison.reading import UNFINISHED, RunFiles, get, seconds, short_names
+from vlmexp.errors import unknown
+
+# No mean over examples: an interval of a share does not hold for them.
+CORPUS_METRICS = ("bleu",)
+LOSSES = ("eval_loss", "loss")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value over n examples with its 95 % interval; of a group, the mean and deviation over the seeds."""
+
+    value: float
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int | None = None
+    deviation: float | None = None
+
+
+@dataclass
+class Row:
+    """A run, or several that differ by their seed only.
+
+    Attributes:
+        name: the shortest end of the directory's path that no other run has.
+        scores: of the chosen evaluation, the main metric first; training losses last.
+        base: scores of the model before fine-tuning.
+        marks: why this row cannot simply be compared with the others.
+    """
+
+    run: RunFiles
+    name: str
+    scores: dict[str, Score]
+    base: dict[str, Score]
+    seconds: float | None
+    samples_per_s: float | None
+    memory_gib: float | None
+    marks: list[str] = field(default_factory=list)
+    members: list[Row] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """Of the run; of a group, how many are in which."""
+        if len(self.members) < 2:
+            return self.run.status
+        count = Counter(row.run.status for row in self.members)
+        return next(iter(count)) if len(count) == 1 else ", ".join(f"{n} {status}" for status, n in count.items())
+
+    @property
+    def note(self) -> str:
+        """What is wrong, in one line."""
+        errors = [line for row in self.members or [self] for line in row.run.error.splitlines()[:1]]
+        return "; ".join(dict.fromkeys([*self.marks, *errors]))
+
+
+def make_rows(runs: Sequence[RunFiles], evaluation: str) -> list[Row]:
+    """One row for each run, in the order given.
+
+    Args:
+        evaluation: base or finetuned, whose scores are compared.
+    """
+    return [
+        _row(run, name, evaluation)
+        for run, name in zip(runs, short_names([run.directory for run in runs]), strict=True)
+    ]
+
+
+def _row(run: RunFiles, name: str, evaluation: str) -> Row:
+    scores = scores_of(run.evaluations.get(evaluation))
+    losses = {name: run.get("stages", "train", name) for name in LOSSES}
+    scores |= {name: Score(float(value)) for name, value in losses.items() if is_number(value)}
+    rates = [row["samples_per_s"] for row in run.metrics if is_number(row.get("samples_per_s"))]
+    memory = [row["memory_gib"] for row in run.metrics if is_number(row.get("memory_gib"))]
+    return Row(
+        run=run,
+        name=name,
+        scores=scores,
+        base=scores_of(run.evaluations.get("base")),
+        seconds=seconds(run),
+        samples_per_s=statistics.median(rates) if rates else None,
+        memory_gib=run.get("stages", "train", "peak_memory_gib") or max(memory, default=None),
+    )
+
+
+def scores_of(evaluation: Mapping[str, Any] | None) -> dict[str, Score]:
+    """The metrics of an *_evaluation.json, the main one first."""
+    metrics, n, main = get(evaluation, "metrics"), get(evaluation, "n"), get(evaluation, "main_metric")
+    if not isinstance(metrics, dict):
+        return {}
+    names = sorted(metrics, key=lambda name: name != main)
+    return {name: score(name, metrics[name], n) for name in names if is_number(metrics[name])}
+
+
+def score(metric: str, value: float, n: Any) -> Score:
+    """A score with its Wilson interval, if it is a mean of values between 0 and 1."""
+    if not isinstance(n, int) or n < 1 or metric in CORPUS_METRICS or not 0 <= value <= 1:
+        return Score(float(value), n if isinstance(n, int) else None)
+    return Score(float(value), n, *wilson(value, n))
+
+
+def main_metric(rows: Iterable[Row], wanted: str | None, evaluation: str) -> str | None:
+    """The metric to sort by: the one asked for, else the main one of most runs, else a loss.
+
+    Raises:
+        UserError: no run has the metric that was asked for.
+    """
+    rows = list(rows)
+    if wanted is not None:
+        known = {name for row in rows for name in row.scores}
+        if wanted not in known and known:
+            raise unknown("compare.metric", wanted, known)
+        return wanted
+    count = Counter(get(row.run.evaluations.get(evaluation), "main_metric") for row in rows)
+    count.pop(None, None)
+    if count:
+        return str(count.most_common(1)[0][0])
+    return next((loss for loss in LOSSES if any(loss in row.scores for row in rows)), None)
+
+
+def sort_rows(rows: Iterable[Row], metric: str | None) -> list[Row]:
+    """Best first (losses: smallest first); then what has no value, the finished before the failed."""
+    sign = 1.0 if metric in LOSSES else -1.0
+
+    def place(row: Row) -> tuple[bool, float, int, str]:
+        found = row.scores.get(metric or "")
+        order = UNFINISHED.index(row.run.status) + 1 if row.run.status in UNFINISHED else 0
+        return found is None, sign * found.value if found else 0.0, order, str(row.run.directory)
+
+    return sorted(rows, key=place)
+
+
+def varying(options: Iterable[Mapping[str, Any]], ignored: Sequence[str]) -> list[str]:
+    """Options with at least two values among the runs; one that some runs lack is not different.
+
+    Args:
+        ignored: options and whole groups that change no result.
+    """
+    seen: dict[str, set[str]] = {}
+    for values in options:
+        for option, value in values.items():
+            seen.setdefault(option, set()).add(plain(value))
+    ignored = tuple(ignored)
+    return [
+        option
+        for option, values in sorted(seen.items())
+        if len(values) > 1 and option not in ignored and option.partition(".")[0] not in ignored
+    ]
+
+
+def short_options(options: Sequence[str]) -> dict[str, str]:
+    """Option -> its name without its group, `peft.r` -> `r`, unless another has the same."""
+    count = Counter(option.partition(".")[2] for option in options)
+    return {option: end if (end := option.partition(".")[2]) and count[end] == 1 else option for option in options}
+
+
+def plain(value: Any) -> str:
+    """A configuration value as text, numbers in their shortest form."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def mark_differences(rows: Sequence[Row], evaluation: str) -> None:
+    """Mark each row that was evaluated on other data, another split, or another sample than most are."""
+    described = {id(row): _evaluated_on(row.run, evaluation) for row in rows if row.run.evaluations.get(evaluation)}
+    for label in ("data", "split", "sample", "n"):
+        values = Counter(what[label] for what in described.values() if what[label] is not None)
+        if len(values) < 2:
+            continue
+        usual = values.most_common(1)[0][0]
+        for row in rows:
+            value = described.get(id(row), {}).get(label)
+            if value not in (None, usual):
+                row.marks.append(f"n is {value:,}, not {usual:,}" if label == "n" else f"other {label}")
+
+
+def _evaluated_on(run: RunFiles, evaluation: str) -> dict[str, Any]:
+    result = run.evaluations.get(evaluation)
+    return {
+        "data": get(result, "data_fingerprint") or run.get("data", "fingerprint"),
+        "split": get(result, "split"),
+        "sample": get(result, "sample"),
+        "n": get(result, "n"),
+    }
+
+
+def group_seeds(rows: Iterable[Row], ignored: Sequence[str]) -> list[Row]:
+    """One row for all runs that differ by their seed only: each score is the mean over seeds, with its deviation.
+
+    Where a seed was run more than once, its newest finished run counts.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        same = tuple(
+            (option, plain(value))
+            for option, value in sorted(row.run.options.items())
+            if option != "seed" and option not in ignored and option.partition(".")[0] not in ignored
+        )
+        # A run without options is alone, and scores on other data are never averaged with these.
+        key = (same, tuple(row.marks)) if same else (str(row.run.directory),)
+        groups.setdefault(key, []).append(row)
+    return [_group(members) if len(members) > 1 else members[0] for members in groups.values()]
+
+
+def _group(members: list[Row]) -> Row:
+    by_seed: dict[str, Row] = {}
+    for row in sorted(members, key=lambda row: (row.run.status == "done", str(row.run.get("created")))):
+        if row.scores:
+            by_seed[plain(row.run.options.get("seed"))] = row
+    counted = sorted(by_seed.values(), key=lambda row: (row.run.status != "done", row.name))
+    first = counted[0] if counted else members[0]
+    return Row(
+        run=first.run,
+        name=f"{first.name} +{len(members) - 1}",
+        scores=_means([row.scores for row in counted]),
+        base=_means([row.base for row in counted]),
+        seconds=_mean([row.seconds for row in counted]),
+        samples_per_s=_mean([row.samples_per_s for row in counted]),
+        memory_gib=max((row.memory_gib for row in counted if row.memory_gib is not None), default=None),
+        marks=first.marks,
+        members=members,
+    )
+
+
+def _means(scores: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
+    means = {}
+    for name in dict.fromkeys(name for found in scores for name in found):
+        known = [found[name] for found in scores if name in found]
+        mean, deviation = mean_and_deviation([score.value for score in known])
+        means[name] = Score(mean, known[0].n, seeds=len(known), deviation=deviation)
+    return means
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean_and_deviation(known)[0] if known else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from a JSON file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
