@@ -17,7 +17,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from omegaconf.errors import ValidationError as OmegaConfValidationError
 
 from vlmexp.errors import UserError, closest
-from vlmexp.signatures import check_fields
+from vlmexp.signatures import check_arguments, check_fields
 
 SPLITS = ("train", "validation", "test")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -58,6 +58,20 @@ LEAST_TRAIN = {
     "learning_rate": 0, "num_train_epochs": 0, "weight_decay": 0, "max_grad_norm": 0, "warmup_steps": 0,
     "dataloader_num_workers": 0,
 }  # fmt: skip
+# Arguments of from_pretrained that have an option of their own.
+RESERVED_MODEL_KWARGS = {
+    "revision": "model.revision",
+    "trust_remote_code": "model.trust_remote_code",
+    "dtype": "model.dtype",
+    "torch_dtype": "model.dtype",
+    "device_map": "model.device_map",
+    "attn_implementation": "model.attn_implementation",
+    "quantization_config": "peft.quantization",
+    "load_in_4bit": "peft=qlora",
+    "load_in_8bit": "peft.quantization",
+    "token": "the environment variable HF_TOKEN",
+}
+QUANTIZED_TYPES = ("nf4", "fp4")
 
 
 @dataclass
@@ -443,6 +457,11 @@ def _check_open_leaves(config: Config) -> None:
     for name, instead in RESERVED_TRAIN.items():
         if name in config.train:
             raise UserError(f"train.{name} is set by the run itself: use {instead} instead.")
+    for group in ("model_kwargs", "processor_kwargs"):
+        for name in RESERVED_MODEL_KWARGS.keys() & getattr(config.model, group).keys():
+            raise UserError(
+                f"model.{group}.{name} has an option of its own: use {RESERVED_MODEL_KWARGS[name]} instead."
+            )
     check_fields("train", library_options(config.train, TrainExtras), "transformers", "TrainingArguments")
     ours = train_extras(config)
     _check_choice("train.gradient_audit", ours.gradient_audit, AUDITS)
@@ -471,6 +490,8 @@ def _check_open_leaves(config: Config) -> None:
         _check_choice("peft.train_parts", part, PARTS)
     if not adapter.train_parts:
         raise UserError(f"peft.train_parts is empty, so nothing would be trained: name some of {', '.join(PARTS)}.")
+    if adapter.quantization:
+        _check_quantization(adapter.quantization)
     if adapter.config_class is not None:
         check_fields("peft", options, "peft", adapter.config_class)
         if options.get("r") is not None and options["r"] < 1:
@@ -480,3 +501,12 @@ def _check_open_leaves(config: Config) -> None:
     elif options or adapter.quantization:
         extra = ", ".join(sorted(options) or ["quantization"])
         raise UserError(f"peft.{extra}: peft=none trains all weights and has no such option; choose peft=lora.")
+
+
+def _check_quantization(values: Mapping[str, Any]) -> None:
+    check_arguments("peft.quantization", values, "transformers", "utils/quantization_config.py", "BitsAndBytesConfig")
+    for name, choices in (("bnb_4bit_quant_type", QUANTIZED_TYPES), ("bnb_4bit_compute_dtype", DTYPES)):
+        if name in values:
+            _check_choice(f"peft.quantization.{name}", values[name], choices)
+    if values.get("load_in_4bit", False) == values.get("load_in_8bit", False):
+        raise UserError("peft.quantization: set one of load_in_4bit and load_in_8bit to true, or choose peft=lora.")

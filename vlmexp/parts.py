@@ -28,8 +28,8 @@ def set_threads(config: Config) -> None:
 def model_source(config: Config) -> ModelSource:
     """The `model` group as the arguments of loading."""
     names = [field.name for field in dataclasses.fields(ModelSource) if hasattr(config.model, field.name)]
-    quantization = peft_extras(config).quantization
-    return ModelSource(**{name: getattr(config.model, name) for name in names}, quantization=quantization)
+    values = {name: getattr(config.model, name) for name in names}
+    return ModelSource(**{**values, "modules": module_patterns(config)}, quantization=peft_extras(config).quantization)
 
 
 def module_patterns(config: Config) -> ModulePatterns:

@@ -9,6 +9,8 @@ from vlmexp.data.stage import download
 from vlmexp.evaluation.stage import BASE, FINETUNED, score_base, score_finetuned
 from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.files import read_json
+from vlmexp.models.load import check_model
+from vlmexp.parts import model_source
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
 from vlmexp.training.stage import check_training, train_model
@@ -18,6 +20,7 @@ def pipeline(config: Config, run: Run) -> dict[str, Any]:
     """All four stages in a row, then what was gained. A stage that this run has finished is not repeated."""
     check_training(config, run)
     check_export(config)
+    check_model(model_source(config), run.note_fallback)  # a wrong id shows before the data are made
     download(config, run)
     score_base(config, run)
     train_model(config, run)

@@ -36,6 +36,35 @@ def check_fields(group: str, values: Mapping[str, Any], package: str, class_name
             )
 
 
+def check_arguments(group: str, values: Mapping[str, Any], package: str, module: str, class_name: str) -> None:
+    """The same for a class whose options are arguments of its `__init__` with a default and no annotation.
+
+    Args:
+        module: path of the source file inside the package.
+    """
+    defaults = init_defaults(package, module, class_name)
+    for name, value in values.items():
+        if name not in defaults:
+            listing = f". It has: {', '.join(sorted(defaults))}."
+            raise UserError(
+                f"{group}.{name}={value}: {package}.{class_name} has no option {name!r}"
+                f"{closest(name, defaults) or listing}"
+            )
+        default = defaults[name]
+        if default is not None and type(value) is not type(default):
+            raise UserError(f"{group}.{name}={value!r} must be {type(default).__name__} (see {package}.{class_name}).")
+
+
+@functools.cache
+def init_defaults(package: str, module: str, class_name: str) -> dict[str, Any]:
+    """The arguments of a class's `__init__` that have a literal default."""
+    tree = ast.parse((_root(package) / module).read_text(encoding="utf-8"))
+    owner = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    init = next(node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    arguments = init.args.args[len(init.args.args) - len(init.args.defaults) :]
+    return {item.arg: ast.literal_eval(value) for item, value in zip(arguments, init.args.defaults, strict=True)}
+
+
 @functools.cache
 def class_fields(package: str, class_name: str) -> dict[str, ast.expr]:
     """Annotated fields of a class of an installed package, those of its bases in that package included."""
@@ -63,11 +92,15 @@ def _classes(package: str) -> dict[str, ast.ClassDef]:
     }
 
 
-def _config_files(package: str) -> Iterator[Path]:
+def _root(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(f"The package {package!r} is not installed: pip install {package}")
-    root = Path(spec.origin).parent
+    return Path(spec.origin).parent
+
+
+def _config_files(package: str) -> Iterator[Path]:
+    root = _root(package)
     yield from [root / "training_args.py"] if package == "transformers" else [root / "config.py"]
     yield from sorted(root.glob("tuners/*/config.py"))
 

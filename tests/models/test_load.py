@@ -73,14 +73,14 @@ def test_missing_weights_are_an_error(checkpoint):
     gone = next(name for name in weights if name.endswith("mlp.down_proj.weight"))
     del weights[gone]
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"1 missing keys.*down_proj.*model.model_class"):
+    with pytest.raises(UserError, match=r"1 \(1 language; for example .*down_proj.*missing.*model.model_class"):
         load_model(ModelSource(str(checkpoint)), pytest.fail)
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (ModelSource("nobody/nothing-at-all"), "nobody/nothing-at-all could not be loaded"),
+        (ModelSource("nobody/nothing-at-all"), "nobody/nothing-at-all is not in the cache .*HF_HUB_OFFLINE=1"),
         (ModelSource("vlmexp:huge"), "it ships vlmexp:tiny"),
         (dataclasses.replace(TINY, device_map="cuda"), "sees no GPU"),
     ],
@@ -98,13 +98,13 @@ def test_pickled_weights_are_not_read(checkpoint):
 
     torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
     (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model\.safetensors"):
+    with pytest.raises(UserError, match="pickled weights only"):
         load_model(ModelSource(str(checkpoint)), pytest.fail)
 
 
 def test_a_broken_checkpoint_is_one_sentence(checkpoint):
     (checkpoint / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(UserError, match="could not be loaded"):
+    with pytest.raises(UserError, match="is no safetensors file"):
         load_model(ModelSource(str(checkpoint)), pytest.fail)
 
 

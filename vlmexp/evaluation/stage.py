@@ -24,7 +24,8 @@ from vlmexp.evaluation.generate import generate_answers
 from vlmexp.evaluation.score import find_metric, summarise
 from vlmexp.files import read_json, write_json, write_jsonl
 from vlmexp.models.adapter import load_adapter
-from vlmexp.models.load import load_model, load_processor
+from vlmexp.models.fit import check_forward
+from vlmexp.models.load import check_model, commit, load_model, load_processor
 from vlmexp.parts import build_collator, model_source, set_threads, shares_images
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run, finished_runs, read_config, require_run
@@ -50,7 +51,7 @@ def score_base(config: Config, run: Run) -> None:
         with run.stage("eval_base") as result:
             set_threads(config)
             source = model_source(config)
-            processor = load_processor(source, run.note_fallback)
+            processor = check_model(source, run.note_fallback)
             model = load_model(source, run.note_fallback, config.seed)
             result |= evaluate_model(config, run, model, processor, BASE)
 
@@ -98,6 +99,8 @@ def evaluate_model(
     overlong = "error" if config.collator.overlong == "error" else "shorten_text"
     fitted = fit(collator, examples, config.collator.max_length, overlong, with_answer=False)
     max_new_tokens = evaluation.max_new_tokens or dataset.max_new_tokens
+    if len(fitted):
+        check_forward(config.model.id, model, processor, collator.prompts([fitted[0]]))
     rows = list(examples)
     description = "evaluate base" if name == BASE else "evaluate fine-tuned"
     predictions = generated(config, model, collator, fitted, fitted.lengths, max_new_tokens, description)
@@ -112,6 +115,7 @@ def evaluate_model(
         "sample": "all" if everything else f"random sample with seed {dataset.split_seed}",
         "shortened": len(fitted.shortened),
         "model": config.model.id,
+        "model_commit": commit(model_source(config)),
         "dataset": dataset.name,
         "data_fingerprint": prepared.fingerprint,
         "generation": {"max_new_tokens": max_new_tokens, "do_sample": False, **evaluation.generation},

@@ -59,9 +59,8 @@ def attach(
         if not hasattr(config, "exclude_modules"):
             raise UserError(f"peft.train_parts: {type(config).__name__} cannot leave parts of a model out.")
         config.exclude_modules = _either(config.exclude_modules, frozen)
-    if getattr(model, "is_quantized", False):
-        # Trainer switches checkpointing on itself, as train.gradient_checkpointing says.
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    # No `prepare_model_for_kbit_training` for a quantised model: PEFT freezes it anyway and keeps the adapter in
+    # float32, and what that function adds is to double the memory of vision tower and embeddings.
     targets = getattr(config, "target_modules", None)
     try:
         return peft.get_peft_model(model, config)
@@ -162,5 +161,6 @@ def require_mergeable(config: peft.PeftConfig | None) -> None:
 
 def trainable_parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:
     """Number of trainable and of all parameters."""
-    counts = [(p.numel() if p.requires_grad else 0, p.numel()) for p in model.parameters()]
-    return sum(trainable for trainable, _ in counts), sum(total for _, total in counts)
+    # A tensor in 4 bits holds two numbers an element; its own shape is in its quant_state.
+    sizes = [(p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel(), p) for p in model.parameters()]
+    return sum(size for size, p in sizes if p.requires_grad), sum(size for size, _ in sizes)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from vlmexp.errors import UserError
+from vlmexp.models import checkpoint
+from vlmexp.models.fit import check_class, check_processor, check_type, check_weight_names
+from vlmexp.models.load_errors import LOADING_ERRORS, loading_error
+from vlmexp.models.modules import DEFAULT_PATTERNS, ModulePatterns
+from vlmexp.models.quantization import keep_trainable, quantization_config
 
 EMBEDDED = "vlmexp:"  # prefix of the ids of checkpoints that the package ships
 ASSETS = Path(__file__).parent.parent / "assets"
+MODEL_AUTO, PROCESSOR_AUTO = "AutoModelForImageTextToText", "AutoProcessor"
+# Arguments of from_pretrained that move the weights to files of other names.
+OTHER_FILES = {"use_safetensors", "variant", "subfolder", "gguf_file"}
 Note = Callable[[str], None]  # told of everything that is done differently from what was asked
 log = logging.getLogger(__name__)
 
@@ -38,6 +46,7 @@ class ModelSource:
     trust_remote_code: bool = False
     random_init: bool = False
     quantization: Mapping[str, Any] | None = None
+    modules: ModulePatterns = DEFAULT_PATTERNS
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -50,7 +59,30 @@ class ModelSource:
                 shipped = ", ".join(f"{EMBEDDED}{path.name}" for path in sorted(ASSETS.iterdir()))
                 raise UserError(f"model.id={self.id}: the package ships no such checkpoint; it ships {shipped}.")
             return str(folder)
-        return str(Path(self.id).expanduser()) if Path(self.id).expanduser().is_dir() else self.id
+        return str(checkpoint.local_folder(self.id) or self.id)
+
+
+def check_model(source: ModelSource, note: Note) -> ProcessorMixin:
+    """The processor of a model, after all that can be known without reading weights.
+
+    It is quick and reads little, so that a run can begin with it: a wrong id does not show after the data are made.
+
+    Raises:
+        UserError: the checkpoint cannot be reached or is not whole; it is no vision-language model, or needs code of
+            its own; class or processor do not fit it; it cannot be quantised as asked.
+    """
+    quantization_config(source.quantization, source.modules)
+    loader = _class(source.model_class, source.import_path, MODEL_AUTO, "model.model_class", note)
+    config = _config(source)
+    if checkpoint.only_cached(source.location, source.revision):
+        note(f"The Hub cannot be reached: {source.id} is taken from the cache as it is there.")
+    check_class(source.id, config, loader)
+    if not source.random_init and not OTHER_FILES & source.model_kwargs.keys():
+        with _sentences(source, loader):
+            checkpoint.check_weights(source.id, source.location, source.revision)
+    processor = load_processor(source, note)
+    check_processor(source.id, processor, config)
+    return processor
 
 
 def load_processor(source: ModelSource, note: Note) -> ProcessorMixin:
@@ -59,8 +91,9 @@ def load_processor(source: ModelSource, note: Note) -> ProcessorMixin:
     Raises:
         UserError: the checkpoint cannot be reached or has no processor.
     """
-    loader = _class(source.processor_class, source.import_path, "AutoProcessor", "model.processor_class", note)
-    processor = _from_pretrained(loader, source, source.location, dict(source.processor_kwargs))
+    loader = _class(source.processor_class, source.import_path, PROCESSOR_AUTO, "model.processor_class", note)
+    with _sentences(source, loader):
+        processor = loader.from_pretrained(source.location, **_origin(source), **source.processor_kwargs)
     if not isinstance(processor, ProcessorMixin):
         raise UserError(f"model.id={source.id} has a {type(processor).__name__} and no processor for images and text.")
     return processor
@@ -70,19 +103,24 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
     """The model of a checkpoint, on its device and in evaluation mode.
 
     `device_map=auto` takes the GPU (several, if there are and one process uses them) or else the CPU. On a CPU the
-    weights are float32 whatever `dtype` says. Only safetensors are read, never a pickle, unless `model_kwargs`
-    say otherwise. With `random_init` the weights are drawn anew from `seed`.
+    weights are float32 whatever `dtype` says, those apart that `quantization` puts into 4 or 8 bits. Only safetensors
+    are read, never a pickle, unless `model_kwargs` say otherwise. With `random_init` the weights are drawn anew from
+    `seed`.
 
     Raises:
         UserError: the checkpoint cannot be reached, or its weights do not fit the class.
     """
-    loader = _class(source.model_class, source.import_path, "AutoModelForImageTextToText", "model.model_class", note)
+    loader = _class(source.model_class, source.import_path, MODEL_AUTO, "model.model_class", note)
     on_cpu = source.device_map == "cpu" or not torch.cuda.is_available()
     if source.device_map == "cuda" and on_cpu:
         raise UserError("model.device_map=cuda: torch sees no GPU here. Use model.device_map=auto or cpu.")
     dtype = torch.float32 if on_cpu else getattr(torch, source.dtype)
+    quantization = quantization_config(source.quantization, source.modules)
+    config = _config(source)
+    check_class(source.id, config, loader)
     if source.random_init:
-        config = _from_pretrained(transformers.AutoConfig, source, source.location, {})
+        if quantization:
+            raise UserError("model.random_init=true has no weights to quantise: choose peft=lora or peft=none.")
         torch.manual_seed(seed)
         build: Any = loader if isinstance(loader, type) and issubclass(loader, PreTrainedModel) else loader.from_config
         return build(config).to(dtype=dtype, device="cpu" if on_cpu else "cuda").eval()
@@ -92,41 +130,69 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
         arguments["device_map"] = {"": int(local_rank)} if local_rank is not None else source.device_map
     if source.attn_implementation:
         arguments["attn_implementation"] = source.attn_implementation
-    model, info = _from_pretrained(loader, source, source.location, {**arguments, "output_loading_info": True})
-    for kind in ("missing_keys", "mismatched_keys"):
-        if names := [str(name) for name in info.get(kind, ())]:
-            raise UserError(
-                f"model.id={source.id} does not fit {type(model).__name__}: {len(names)} {kind.replace('_', ' ')}, "
-                f"for example {', '.join(sorted(names)[:3])}. Is model.model_class right?"
-            )
-    if names := [str(name) for name in info.get("unexpected_keys", ())]:
-        note(
-            f"{type(model).__name__} does not use {len(names)} weights of {source.id}, for example {sorted(names)[0]}."
+    if quantization:
+        arguments["quantization_config"] = quantization
+    with _sentences(source, loader):
+        if not OTHER_FILES & source.model_kwargs.keys():
+            checkpoint.check_weights(source.id, source.location, source.revision)
+        # Tensors of a wrong shape are reported like the missing ones, below.
+        model, info = loader.from_pretrained(
+            source.location,
+            **_origin(source),
+            output_loading_info=True,
+            **{"ignore_mismatched_sizes": True, **arguments},
         )
+    check_weight_names(source.id, model, info, source.modules, note)
+    keep_trainable(model)
     return model.eval()
 
 
+def commit(source: ModelSource) -> str | None:
+    """The Hub's commit that a loaded model is of; None for a local folder."""
+    with _sentences(source, transformers.AutoConfig):
+        return checkpoint.commit(source.location, source.revision)
+
+
+def _config(source: ModelSource) -> PreTrainedConfig:
+    with _sentences(source, transformers.AutoConfig):
+        values = checkpoint.read_config(source.id, source.location, source.revision)
+        check_type(source.id, values, source.trust_remote_code)
+        return transformers.AutoConfig.from_pretrained(source.location, **_origin(source))
+
+
+def _origin(source: ModelSource) -> dict[str, Any]:
+    # transformers asks on the terminal whether to trust code if it is not told.
+    origin = {"revision": source.revision, "trust_remote_code": bool(source.trust_remote_code)}
+    return origin | ({"local_files_only": True} if checkpoint.only_cached(source.location, source.revision) else {})
+
+
 def _class(name: str | None, import_path: str, fallback: str, option: str, note: Note) -> Any:
-    """The named class of the module, or the Auto class if it is not there."""
+    """The named class of the module, or the Auto class if it is not there.
+
+    Raises:
+        UserError: the module cannot be imported, or the name is none of a class that loads checkpoints.
+    """
     if name is None:
         return getattr(transformers, fallback)
     try:
-        return getattr(importlib.import_module(import_path), name)
-    except (ImportError, AttributeError):
+        found = getattr(importlib.import_module(import_path), name, None)
+    except ImportError as error:
+        raise UserError(
+            f"model.import_path={import_path} cannot be imported: {error}. Is its folder on PYTHONPATH?"
+        ) from error
+    if found is None:
         note(f"{option}={name} is not in {import_path}: using {fallback}.")
         return getattr(transformers, fallback)
+    if not hasattr(found, "from_pretrained"):
+        raise UserError(f"{option}={name}: this is nothing that loads a checkpoint (it has no from_pretrained).")
+    return found
 
 
-def _from_pretrained(loader: Any, source: ModelSource, location: str, arguments: dict[str, Any]) -> Any:
-    """`loader.from_pretrained`, with what goes wrong in a sentence."""
+@contextlib.contextmanager
+def _sentences(source: ModelSource, loader: Any) -> Iterator[None]:
+    """Say in a sentence what goes wrong while a checkpoint is read."""
     try:
-        return loader.from_pretrained(
-            location, revision=source.revision, trust_remote_code=source.trust_remote_code, **arguments
-        )
-    except (OSError, ValueError, KeyError, ImportError, TypeError, RuntimeError, SafetensorError) as error:
-        log.debug("from_pretrained failed", exc_info=True)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"model.id={source.id} could not be loaded by {loader.__name__}: {reason[:400]} "
-            "(Is the id right, is the Hub reachable, does a gated model have HF_TOKEN?)"
-        ) from error
+        yield
+    except LOADING_ERRORS as error:
+        log.debug("loading failed", exc_info=True)
+        raise loading_error(error, source.id, source.revision, loader.__name__) from error

@@ -18,7 +18,8 @@ from vlmexp.errors import UserError
 from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.models.adapter import attach, trainable_parameters
 from vlmexp.models.export import public_id, save_adapter
-from vlmexp.models.load import load_model, load_processor
+from vlmexp.models.fit import check_forward
+from vlmexp.models.load import check_model, commit, load_model
 from vlmexp.parts import (
     adapter_config,
     build_collator,
@@ -67,10 +68,10 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     set_threads(config)
     set_seed(config.seed)
     adapter = adapter_config(config)
+    source = model_source(config)
+    processor = check_model(source, run.note_fallback)
     prepared = prepared_data(config, run)
     arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
-    source = model_source(config)
-    processor = load_processor(source, run.note_fallback)
     collator = build_collator(config, processor)
 
     splits = {
@@ -87,12 +88,9 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     describe_data(run, splits, collator.share_images)
 
     patterns = module_patterns(config)
-    model = attach(
-        load_model(source, run.note_fallback, config.seed),
-        adapter,
-        peft_extras(config).train_parts,
-        patterns,
-    )
+    base = load_model(source, run.note_fallback, config.seed)
+    check_forward(source.id, base, processor, collator.prompts([splits["train"][0]]))
+    model = attach(base, adapter, peft_extras(config).train_parts, patterns)
     extras = train_extras(config)
     rates = part_learning_rates(extras)
     require_parts(model, rates, patterns.part_of)
@@ -100,6 +98,7 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     run.update(
         model={
             "id": config.model.id,
+            "commit": commit(source),
             "class": model_class(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             "trainable_parameters": trainable,

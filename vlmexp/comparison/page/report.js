@@ -259,14 +259,16 @@ function setTheme(dark) {
 const DRAWN = { curves: drawCurves, heatmap: drawHeatmap };
 const visible = new Set();
 const watcher = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (!entry.isIntersecting) continue;
-    watcher.unobserve(entry.target);
-    visible.add(entry.target.id);
-    if (!window.Plotly) document.head.append(element("script", { textContent: $("#plotly").textContent }));
-    DRAWN[entry.target.id]();
-  }
+  entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target.id));
 }, { rootMargin: "300px" });
+
+function draw(name) {
+  if (visible.has(name)) return;
+  watcher.unobserve(document.getElementById(name));
+  visible.add(name);
+  if (!window.Plotly) document.head.append(element("script", { textContent: $("#plotly").textContent }));
+  DRAWN[name]();
+}
 
 function drawPlots() {
   visible.forEach((name) => DRAWN[name]());
@@ -315,7 +317,10 @@ function start() {
   const system = matchMedia("(prefers-color-scheme: dark)");
   system.onchange = () => setTheme(system.matches);
   setTheme(system.matches);
-  requestAnimationFrame(() => setTimeout(() => Object.keys(DRAWN).filter((name) => !$(`#${name}`).hidden).forEach((name) => watcher.observe($(`#${name}`)))));
+  // Plotly is large: a plot waits until it comes into view or the page has been at rest for a while.
+  const plots = () => Object.keys(DRAWN).filter((name) => !$(`#${name}`).hidden);
+  requestAnimationFrame(() => setTimeout(() => plots().forEach((name) => watcher.observe($(`#${name}`)))));
+  setTimeout(() => plots().forEach(draw), 1000);
 }
 
 start();
