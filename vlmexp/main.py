@@ -6,6 +6,7 @@ Nothing here imports torch or transformers, so `--help`, `--cfg job` and a misty
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -117,6 +118,8 @@ def main() -> None:
     # Threads that wait for each other sleep instead of spinning: with another process on the machine's cores, a small
     # model on two threads is then five times as fast. It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # PEFT imports bitsandbytes where it is installed, which then tells everybody what a 4-bit model would lack on a CPU.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         if any(flag in sys.argv[1:] for flag in ("--help", "-h")):
             print(command_line.help_text(CONFIG_DIR, STAGES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import peft
@@ -20,9 +21,13 @@ from vlmexp.models.modules import ModulePatterns
 
 
 def set_threads(config: Config) -> None:
-    """Limit torch's CPU threads if the config does."""
+    """Limit torch's CPU threads if the config does, and let the libraries log where the run does."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    for library in ("transformers", "huggingface_hub"):  # with handlers of their own they would print past the run's log
+        logger = logging.getLogger(library)
+        logger.handlers.clear()
+        logger.propagate = True
 
 
 def model_source(config: Config) -> ModelSource:
