@@ -13,7 +13,11 @@ CHOICES = sorted(
     for path in CONFIG_DIR.glob("*/*.yaml")
     if path.parent.name != "recipe"
 )
-NEEDS = {"dataset=files": ["dataset.options.train=train.jsonl"]}
+NEEDS = {
+    "dataset=files": ["dataset.options.train=train.jsonl"],
+    "dataset=msrvtt_qa": ["dataset.options.root=msrvtt", "collator=video"],
+    "dataset=flickr8k": ["collator=caption"],
+}
 
 
 def test_the_tree_has_all_its_groups():

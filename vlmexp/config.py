@@ -27,6 +27,11 @@ BLINDS = ("shuffle", "blank", "none")
 PARTS = ("vision", "projector", "language")
 PROMPT_STYLES = ("chat", "prefix")
 MEDIA = ("image", "video")
+RESIZE_MODES = ("keep_aspect", "crop", "stretch")
+VIDEO_LIBRARIES = ("auto", "decord", "cv2", "pyav", "torchcodec")
+SAMPLING_STRATEGIES = ("uniform", "fps")
+ON_BAD_SAMPLE = ("error", "skip")
+TRAIN_ANSWERS = ("most_common", "sampled")
 AUDITS = ("error", "warn", "off")
 WANDB_MODES = ("online", "offline", "disabled")
 TRACKERS = ("none", "tensorboard", "wandb")
@@ -124,6 +129,10 @@ class Dataset:
     columns: dict[str, str | None] = field(
         default_factory=lambda: {"image": "image", "question": "question", "answer": "answer"}
     )  # role: column
+    required: list[str] = field(default_factory=lambda: ["question", "answer"])  # roles that no row may leave empty
+    on_bad_sample: str = "error"  # error | skip: rows that miss something, and media that cannot be decoded
+    max_bad_share: float = 0.05  # of the rows of a split; with more than these to skip the run stops
+    train_answer: str = "most_common"  # most_common | sampled: which of several answers to train on
     metadata: list[str] = field(default_factory=list)  # columns kept beside each prediction and reported per value
     metrics: list[str] = field(default_factory=lambda: ["vqa_accuracy", "exact_match", "bleu", "rouge"])
     max_new_tokens: int = 16
@@ -133,7 +142,7 @@ class Dataset:
 class Part:
     """A piece of a message."""
 
-    type: str = "text"  # text | image
+    type: str = "text"  # text | image | video: all of the example's
     text: str | None = None
 
 
@@ -161,6 +170,49 @@ def _vqa_messages() -> list[Message]:
 
 
 @dataclass
+class DataProcessing:
+    """Which media an example shows, of those that it has."""
+
+    image_data: bool = True
+    video_data: bool = False
+
+
+@dataclass
+class ImageProcessing:
+    """What is done to an image, and in size to each frame of a video, before the model's own processor sees it."""
+
+    convert_to_rgb: bool = True  # transparency on white; false: left to the processor
+    resize_mode: str = "keep_aspect"  # keep_aspect: longer side at most max_size | crop, stretch: a max_size square
+    max_size: int | None = None  # pixels; null: no resizing
+
+
+@dataclass
+class FrameExtraction:
+    """Which frames of a video are shown."""
+
+    library: str = "auto"  # auto: what is installed | decord | cv2 | pyav | torchcodec
+    sampling_strategy: str = "uniform"  # uniform: num_frames over the whole video | fps: so many a second
+    num_frames: int = 8  # for uniform
+    fps: float = 1.0  # for fps
+
+
+@dataclass
+class FileProcessing:
+    """What is done to a video file."""
+
+    convert_to_rgb: bool = True  # false: cv2 leaves its frames in BGR; the other libraries give RGB anyway
+    max_duration: float | None = None  # seconds from the beginning that are looked at; null: all
+
+
+@dataclass
+class VideoProcessing:
+    """How a video becomes frames."""
+
+    frame_extraction: FrameExtraction = field(default_factory=FrameExtraction)
+    file_processing: FileProcessing = field(default_factory=FileProcessing)
+
+
+@dataclass
 class Collator:
     """How an example becomes tokens."""
 
@@ -168,6 +220,9 @@ class Collator:
     messages: list[Message] = field(default_factory=_vqa_messages)
     max_length: int = 2048  # tokens, media included
     overlong: str = "error"  # error | drop | shorten_text
+    data_processing: DataProcessing = field(default_factory=DataProcessing)
+    image_processing: ImageProcessing = field(default_factory=ImageProcessing)
+    video_processing: VideoProcessing = field(default_factory=VideoProcessing)
     label_masking: LabelMasking = field(default_factory=LabelMasking)
     share_images: str = "auto"  # auto | always | never: one image prefix for all its questions in a batch
 
@@ -307,8 +362,17 @@ def checked(composed: DictConfig) -> Config:
     assert isinstance(config, Config)
     _check_choices(config)
     _check_compare(config.compare)
+    _check_media(config)
     _check_open_leaves(config)
     return config
+
+
+def used_columns(config: Config) -> dict[str, str]:
+    """Role -> column of the roles that have one, without media that are switched off."""
+    shown = dataclasses.asdict(config.collator.data_processing)
+    return {
+        role: column for role, column in config.dataset.columns.items() if column and shown.get(f"{role}_data", True)
+    }
 
 
 def train_extras(config: Config) -> TrainExtras:
@@ -364,6 +428,7 @@ def _keys_at(path: str) -> list[str]:
 
 
 def _check_choices(config: Config) -> None:
+    frames = config.collator.video_processing.frame_extraction
     for option, value, choices in (
         ("model.dtype", config.model.dtype, DTYPES),
         ("model.prompt_style", config.model.prompt_style, PROMPT_STYLES),
@@ -373,6 +438,11 @@ def _check_choices(config: Config) -> None:
         ("tracking.report_to", config.tracking.report_to, TRACKERS),
         *(("tracking.mode", mode, WANDB_MODES) for mode in [config.tracking.mode] if mode is not None),
         ("export.push", config.export.push, PUSHED),
+        ("collator.image_processing.resize_mode", config.collator.image_processing.resize_mode, RESIZE_MODES),
+        ("collator.video_processing.frame_extraction.library", frames.library, VIDEO_LIBRARIES),
+        ("collator.video_processing.frame_extraction.sampling_strategy", frames.sampling_strategy, SAMPLING_STRATEGIES),
+        ("dataset.on_bad_sample", config.dataset.on_bad_sample, ON_BAD_SAMPLE),
+        ("dataset.train_answer", config.dataset.train_answer, TRAIN_ANSWERS),
         ("evaluation.split", config.evaluation.split, SPLITS),
         ("evaluation.blind", config.evaluation.blind, BLINDS),
         *(("dataset.splits", name, SPLITS) for name in config.dataset.splits),
@@ -382,7 +452,7 @@ def _check_choices(config: Config) -> None:
             for message in config.collator.messages
         ),
         *(
-            ("collator.messages.type", part.type, ("text", "image"))
+            ("collator.messages.type", part.type, ("text", *MEDIA))
             for m in config.collator.messages
             for part in m.content
         ),
@@ -390,6 +460,8 @@ def _check_choices(config: Config) -> None:
         _check_choice(option, value, choices)
     for option, number, least in (
         ("collator.max_length", config.collator.max_length, 1),
+        ("collator.image_processing.max_size", config.collator.image_processing.max_size, 1),
+        ("collator.video_processing.frame_extraction.num_frames", frames.num_frames, 1),
         ("evaluation.batch_size", config.evaluation.batch_size, 1),
         ("evaluation.max_examples", config.evaluation.max_examples, 1),
         ("evaluation.blind_examples", config.evaluation.blind_examples, 1),
@@ -412,13 +484,18 @@ def _check_choices(config: Config) -> None:
             f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "
             "only label that the loss of transformers' models leaves out."
         )
+    duration = config.collator.video_processing.file_processing.max_duration
+    for option, amount in (("frame_extraction.fps", frames.fps), ("file_processing.max_duration", duration)):
+        if amount is not None and amount <= 0:
+            raise UserError(f"collator.video_processing.{option}={amount} must be more than 0.")
     for option, fraction in (
+        ("dataset.max_bad_share", config.dataset.max_bad_share),
         ("dataset.validation_fraction", config.dataset.validation_fraction),
         ("dataset.test_fraction", config.dataset.test_fraction),
     ):
         if not 0 <= fraction < 1:
             raise UserError(f"{option}={fraction} must be at least 0 and less than 1.")
-    for role in ("question", "answer"):
+    for role in dict.fromkeys(["answer", *config.dataset.required]):
         if not config.dataset.columns.get(role):
             raise UserError(f"dataset.columns.{role} is not set: name the column that holds each example's {role}.")
     if not config.collator.messages or config.collator.messages[-1].role != "assistant":
@@ -430,6 +507,33 @@ def _check_choices(config: Config) -> None:
             "collator.share_images=always needs collator.label_masking.mask_input_tokens=true: "
             "a prompt that several questions share cannot carry a loss for each of them."
         )
+
+
+def _check_media(config: Config) -> None:
+    """What the data set has, the collator shows and the model takes must fit together."""
+    shown = dataclasses.asdict(config.collator.data_processing)
+    present = [medium for medium in MEDIA if config.dataset.columns.get(medium)]
+    used = [medium for medium in present if shown[f"{medium}_data"]]
+    if present and not used:
+        raise UserError(
+            f"dataset={config.dataset.name} has only {' and '.join(present)} data, and "
+            f"collator.data_processing.{present[0]}_data is false: switch it on"
+            + (", as collator=video does." if present[0] == "video" else ".")
+        )
+    parts = {part.type for message in config.collator.messages[:-1] for part in message.content}
+    for medium in used:
+        if medium not in config.model.media:
+            raise UserError(
+                f"collator.data_processing.{medium}_data=true: {config.model.id} takes "
+                f"{' and '.join(config.model.media) or 'no media'} (model.media) and no {medium}. "
+                "Choose another model, or switch it off."
+            )
+        if medium not in parts:
+            raise UserError(
+                f"collator.messages show no {medium}, and the data set has some: add the part {{type: {medium}}} (as "
+                f"collator={'video' if medium == 'video' else 'vqa'} does), or set "
+                f"collator.data_processing.{medium}_data=false."
+            )
 
 
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:

@@ -118,7 +118,7 @@ def main() -> None:
     # Threads that wait for each other sleep instead of spinning: with another process on the machine's cores, a small
     # model on two threads is then five times as fast. It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # PEFT imports bitsandbytes where it is installed, which then tells everybody what a 4-bit model would lack on a CPU.
+    # PEFT imports bitsandbytes where it is installed, which then tells everybody what 4-bit models lack on a CPU.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         if any(flag in sys.argv[1:] for flag in ("--help", "-h")):

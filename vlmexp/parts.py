@@ -11,9 +11,12 @@ import torch
 from transformers import ProcessorMixin
 
 from vlmexp.collator.batch import Collator, Masking
+from vlmexp.collator.media import MediaOptions
 from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate
-from vlmexp.config import Config, PeftExtras, library_options, peft_extras
+from vlmexp.config import Config, PeftExtras, library_options, peft_extras, used_columns
 from vlmexp.data.example import MEDIA_ROLES
+from vlmexp.data.images import ImageOptions
+from vlmexp.data.videos import VideoOptions
 from vlmexp.errors import UserError
 from vlmexp.models.adapter import peft_config
 from vlmexp.models.load import ModelSource
@@ -24,7 +27,10 @@ def set_threads(config: Config) -> None:
     """Limit torch's CPU threads if the config does, and let the libraries log where the run does."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    for library in ("transformers", "huggingface_hub"):  # with handlers of their own they would print past the run's log
+    for library in (
+        "transformers",
+        "huggingface_hub",
+    ):  # with handlers of their own they would print past the run's log
         logger = logging.getLogger(library)
         logger.handlers.clear()
         logger.propagate = True
@@ -48,13 +54,20 @@ def adapter_config(config: Config) -> peft.PeftConfig | None:
     return peft_config(peft_extras(config).config_class, library_options(config.peft, PeftExtras))
 
 
+def media_options(config: Config) -> MediaOptions:
+    """How images and videos are decoded."""
+    video = config.collator.video_processing
+    options = {**dataclasses.asdict(video.frame_extraction), **dataclasses.asdict(video.file_processing)}
+    return MediaOptions(ImageOptions(**dataclasses.asdict(config.collator.image_processing)), VideoOptions(**options))
+
+
 def build_collator(config: Config, processor: ProcessorMixin, share_images: bool = False) -> Collator:
     """The collator of the config around a processor."""
     messages = [
         ChatMessage(message.role, tuple(MessagePart(part.type, part.text or "") for part in message.content))
         for message in config.collator.messages
     ]
-    roles = [role for role, column in config.dataset.columns.items() if column and role not in ("answer", *MEDIA_ROLES)]
+    roles = [role for role in used_columns(config) if role not in ("answer", *MEDIA_ROLES)]
     masking = config.collator.label_masking
     return Collator(
         processor=processor,
@@ -65,6 +78,7 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
             prompt=masking.mask_input_tokens,
             ignore_index=masking.ignore_index,
         ),
+        media=media_options(config),
         share_images=share_images,
         end_of_turn=config.model.end_of_turn,
     )

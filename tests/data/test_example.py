@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import pytest
-from PIL import Image
+from pathlib import Path
 
-from vlmexp.data.example import Example, image_size, load_image
-from vlmexp.errors import UserError
+import pytest
+
+from vlmexp.data.example import Example, answer_texts, plain_text, to_example
 
 
 def test_the_most_common_answer_is_trained_on():
@@ -13,36 +13,44 @@ def test_the_most_common_answer_is_trained_on():
     assert Example("0", {}, ()).answer == ""
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16"])
-def test_every_mode_becomes_rgb(mode, tmp_path):
-    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
-    Image.new(mode, (5, 3)).save(path)
-    image = load_image(path)
-    assert image.mode == "RGB"
-    assert image.size == image_size(path) == (5, 3)
+def test_an_answer_can_be_drawn_by_seed_and_row():
+    def answers(seed: int) -> list[str]:
+        return [
+            to_example({"id": str(n), "a": list("xyzxx")}, {"answer": "a"}, [], Path(), answer_seed=seed).answer
+            for n in range(300)
+        ]
 
-
-def test_transparency_is_shown_on_white(tmp_path):
-    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert load_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
-
-
-@pytest.mark.parametrize(("orientation", "size"), [(1, (4, 2)), (3, (4, 2)), (6, (2, 4)), (8, (2, 4))])
-def test_a_photograph_is_turned_upright(orientation, size, tmp_path):
-    image = Image.new("RGB", (4, 2))
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / "photo.jpg", exif=exif)
-    assert load_image(tmp_path / "photo.jpg").size == image_size(tmp_path / "photo.jpg") == size
+    first = answers(0)
+    assert first == answers(0) != answers(1)
+    assert set(first) == {"x", "y", "z"}
+    assert 140 < first.count("x") < 220  # three of five annotators said so
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "does not exist"), (b"", "cannot be read"), (b"hello, I am text", "cannot be read")]
+    ("value", "texts"),
+    [
+        ("red", ["red"]),
+        (7, ["7"]),
+        (True, ["True"]),
+        (None, []),
+        (float("nan"), []),
+        (["red", 3, None, " "], ["red", "3"]),
+        ([{"answer": "yes", "answer_id": 1, "answer_confidence": "maybe"}, {"answer": "no"}], ["yes", "no"]),
+        ({"answer": "yes"}, ["yes"]),
+        ([], []),
+    ],
 )
-def test_what_is_no_image(content, message, tmp_path):
-    path = tmp_path / "image.png"
-    if content is not None:
-        path.write_bytes(content)
-    for read in (load_image, image_size):
-        with pytest.raises(UserError, match=message):
-            read(path)
+def test_answers_come_in_many_forms(value, texts):
+    assert answer_texts(value) == texts
+
+
+@pytest.mark.parametrize("value", [["red"], {"text": "red"}, b"red", "\ud800"])
+def test_what_is_no_text(value):
+    with pytest.raises(ValueError, match=r"no text|half of a character"):
+        plain_text(value)
+
+
+def test_a_place_names_split_row_and_column():
+    example = Example("7", {}, (), split="train", columns={"image": "picture"})
+    assert example.place("image") == "split train, row 7, column picture"
+    assert example.place("video") == "split train, row 7"

@@ -23,7 +23,7 @@ def prepare_files(folder: Path, data: Path, **changes) -> Prepared:
         "validation_fraction": 0.3,
         "test_fraction": 0.1,
         "split_seed": 0,
-        "media_columns": ("picture",),
+        "columns": COLUMNS,
     }
     return prepare(data, **{**arguments, **changes})
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pytest
 from PIL import Image
 
 from tests.conftest import example
+from vlmexp.data.example import Example
+from vlmexp.errors import UserError
 from vlmexp.evaluation.blind import with_blank_images, with_other_images
 
 
@@ -26,3 +29,12 @@ def test_blank_images_have_the_size_of_those_they_replace(draw, tmp_path):
     (blinded,) = with_blank_images([example("a?", "b", draw("red", (30, 20)), draw("blue"))], tmp_path / "white")
     assert [Image.open(path).size for path in blinded.images] == [(30, 20), (64, 64)]
     assert Image.open(blinded.images[0]).getextrema() == ((255, 255),) * 3
+
+
+def test_videos_are_exchanged_and_not_blanked(tmp_path):
+    items = [Example(str(n), {}, (), videos=(tmp_path / f"{n}.mp4",)) for n in range(5)]
+    for before, after in zip(items, with_other_images(items, seed=0), strict=True):
+        assert after.videos != before.videos
+        assert after.videos in {item.videos for item in items}
+    with pytest.raises(UserError, match=r"evaluation.blind=blank is for images only"):
+        with_blank_images(items, tmp_path)

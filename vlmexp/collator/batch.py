@@ -9,6 +9,7 @@ import torch
 from transformers import ProcessorMixin
 
 from vlmexp.collator.encode import Row, append_answer, encode_prompts
+from vlmexp.collator.media import MediaOptions
 from vlmexp.collator.prompt import PromptTemplate
 from vlmexp.collator.sharing import BRANCHES, PADDING, pack
 from vlmexp.data.example import Example
@@ -45,6 +46,7 @@ class Collator:
         ...             whatever else the processor gives
 
     Args:
+        media: how images and videos are decoded.
         end_of_turn: the token that ends an answer; None: that of the chat template, or else the tokenizer's EOS.
         share_images: put all questions of a batch about the same media behind one prefix.
     """
@@ -52,6 +54,7 @@ class Collator:
     processor: ProcessorMixin
     template: PromptTemplate
     masking: Masking = field(default_factory=Masking)
+    media: MediaOptions = field(default_factory=MediaOptions)
     share_images: bool = False
     end_of_turn: str | None = None
 
@@ -65,7 +68,7 @@ class Collator:
         self.media_ids = media_token_ids(self.processor)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        prompts, media = encode_prompts(self.processor, self.template, examples, once_per_media=self.share_images)
+        prompts, media = encode_prompts(self.processor, self.template, examples, self.share_images, self.media)
         token_type = self.template.answer_token_type
         rows = [append_answer(r, self.answer_ids(e), token_type) for r, e in zip(prompts, examples, strict=True)]
         labelled = [(row, self.labels(row)) for row in rows]
@@ -76,7 +79,7 @@ class Collator:
 
     def prompts(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """A batch for generation, padded on the left, without answers."""
-        rows, media = encode_prompts(self.processor, self.template, examples, once_per_media=False)
+        rows, media = encode_prompts(self.processor, self.template, examples, False, self.media)
         return self._padded(rows, None, None, left=True) | media
 
     def packed_prompts(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
@@ -85,7 +88,7 @@ class Collator:
         Returns:
             the batch with `branch_ids`, and for each example its row and its branch's number, which begins at 1.
         """
-        rows, media = encode_prompts(self.processor, self.template, examples, once_per_media=True)
+        rows, media = encode_prompts(self.processor, self.template, examples, True, self.media)
         ignored = self.masking.ignore_index
         groups = _about_the_same(rows)
         packed = [pack([(rows[i], [ignored] * len(rows[i])) for i in group], ignored) for group in groups]

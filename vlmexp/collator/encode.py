@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 
+from vlmexp.collator.media import MediaOptions, media_arguments, media_key
 from vlmexp.collator.prompt import PromptTemplate
-from vlmexp.data.example import Example, load_image
+from vlmexp.data.example import Example
 
 
 @dataclass
@@ -34,15 +35,19 @@ class Row:
 
 
 def encode_prompts(
-    processor: ProcessorMixin, template: PromptTemplate, examples: Sequence[Example], once_per_media: bool
+    processor: ProcessorMixin,
+    template: PromptTemplate,
+    examples: Sequence[Example],
+    once_per_media: bool,
+    options: MediaOptions,
 ) -> tuple[list[Row], dict[str, torch.Tensor]]:
     """Token rows of the prompts, and the media inputs of the batch.
 
     With `once_per_media` the media inputs hold each distinct set of media once, in the order of first appearance;
     without it once an example.
     """
-    prompts = [template.render(example.fields, len(example.images)) for example in examples]
-    keys = [tuple(map(str, example.images)) for example in examples]
+    prompts = [template.render(example.fields, len(example.images), len(example.videos)) for example in examples]
+    keys = [media_key(example) for example in examples]
     raw = tokenize(processor, prompts)
     first: dict[tuple[str, ...], int] = {}
     if once_per_media:
@@ -53,10 +58,10 @@ def encode_prompts(
     rows: list[Row | None] = [None] * len(examples)
     media: dict[str, torch.Tensor] = {}
     if chosen:
-        images = [[load_image(path) for path in examples[i].images] for i in chosen]
-        texts = [template.processor_text(prompts[i]) for i in chosen]
         batch = processor(
-            text=texts, images=images, padding=True, padding_side="right", return_tensors="pt",
+            text=[template.processor_text(prompts[i]) for i in chosen],
+            padding=True, padding_side="right", return_tensors="pt",
+            **media_arguments([examples[i] for i in chosen], options),
             **special_token_arguments(processor, prompts[chosen[0]]),
         )  # fmt: skip
         sequences, media = _split(batch)

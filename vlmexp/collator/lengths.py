@@ -1,7 +1,7 @@
 """Token lengths from text and image headers alone, and what happens to examples that are too long.
 
-No pixel is decoded for a length: how many tokens an image becomes depends on its size only, so one blank image of each
-size is shown to the processor.
+No pixel is decoded for a length: how many tokens an image or a video becomes depends on its size only, so one blank
+image of each size, and one blank video of each size and number of frames, is shown to the processor.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from PIL import Image
-
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.encode import special_token_arguments, tokenize
-from vlmexp.data.example import Example, image_size
+from vlmexp.collator.media import ClipShape, Shape, blank_arguments, media_key, media_shape
+from vlmexp.data.example import Example
 from vlmexp.data.examples import ExampleSequence
 from vlmexp.errors import UserError
 
@@ -56,18 +55,24 @@ def token_lengths(collator: Collator, examples: Sequence[Example], with_answer: 
 
 def _token_counts(collator: Collator, examples: Sequence[Example], with_answer: bool) -> list[tuple[int, int]]:
     """Tokens of each example, and how many of them stand for media."""
-    media_tokens: dict[tuple[tuple[int, int], ...], int] = {}
-    sizes: dict[str, tuple[int, int]] = {}
+    media_tokens: dict[Shape, int] = {}
+    shapes: dict[tuple[str, ...], Shape] = {}
+    timed: bool | None = None  # whether the processor writes the times of frames, so that they count as well
     counts = []
     for start in range(0, len(examples), _CHUNK):
         chunk = examples[start : start + _CHUNK]
-        raw = tokenize(collator.processor, [collator.template.render(e.fields, len(e.images)) for e in chunk])
+        raw = tokenize(
+            collator.processor, [collator.template.render(e.fields, len(e.images), len(e.videos)) for e in chunk]
+        )
         answers = [len(collator.answer_ids(example)) if with_answer else 0 for example in chunk]
         for example, ids, answer in zip(chunk, raw, answers, strict=True):
-            key = tuple(
-                sizes[str(path)] if str(path) in sizes else sizes.setdefault(str(path), image_size(path))
-                for path in example.images
-            )
+            media = media_key(example)
+            if media not in shapes:
+                shapes[media] = media_shape(example, collator.media)
+            key = shapes[media]
+            if timed is None and any(isinstance(size, ClipShape) for size in key):
+                timed = _media_tokens(collator, example, key) != _media_tokens(collator, example, _untimed(key))
+            key = key if timed else _untimed(key)
             if key not in media_tokens:
                 media_tokens[key] = _media_tokens(collator, example, key)
             counts.append((len(ids) + media_tokens[key] + answer, media_tokens[key]))
@@ -118,7 +123,7 @@ def fit(
 def _shortened(collator: Collator, example: Example, excess: int) -> Example:
     """The example without the last `excess` tokens (or a few more) of its question."""
     tokenizer = collator.processor.tokenizer
-    ids = tokenizer(collator.template.plain(example.fields["question"]), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(collator.template.plain(example.fields.get("question", "")), add_special_tokens=False)["input_ids"]
     fields = dict(example.fields)
     for keep in range(len(ids) - excess, -1, -1):
         fields["question"] = tokenizer.decode(ids[:keep], skip_special_tokens=False)
@@ -131,16 +136,33 @@ def _shortened(collator: Collator, example: Example, excess: int) -> Example:
     )
 
 
-def _media_tokens(collator: Collator, example: Example, sizes: tuple[tuple[int, int], ...]) -> int:
-    """How many tokens images of these sizes add to an example's raw prompt."""
-    if not sizes:
-        return 0
-    text = collator.template.render(example.fields, len(sizes))
-    blank = [Image.new("RGB", size) for size in sizes]
-    inputs = collator.processor(
-        text=[collator.template.processor_text(text)],
-        images=[blank],
-        **special_token_arguments(collator.processor, text),
+def _untimed(shape: Shape) -> Shape:
+    """The shape with the same times for all videos of as many frames; they are much longer than real ones."""
+    return tuple(
+        dataclasses.replace(size, numbers=tuple(10_000_000 + n for n in range(len(size.numbers))), fps=1.0)
+        if isinstance(size, ClipShape)
+        else size
+        for size in shape
     )
+
+
+def _media_tokens(collator: Collator, example: Example, shape: Shape) -> int:
+    """How many tokens media of these sizes add to an example's raw prompt.
+
+    Raises:
+        UserError: the processor refuses the size.
+    """
+    if not shape:
+        return 0
+    text = collator.template.render(example.fields, len(example.images), len(example.videos))
+    options = special_token_arguments(collator.processor, text)
+    try:
+        inputs = collator.processor(text=[collator.template.processor_text(text)], **blank_arguments(shape), **options)
+    except ValueError as error:
+        sizes = ", ".join(f"{s.width} x {s.height}" if isinstance(s, ClipShape) else f"{s[0]} x {s[1]}" for s in shape)
+        raise UserError(
+            f"{example.place('image')}: the model's processor takes no media of {sizes} pixels ({error}). "
+            "Leave the row out, or set collator.image_processing.resize_mode=stretch and max_size."
+        ) from None
     expanded = inputs["input_ids"][0]
     return len(expanded) - len(tokenize(collator.processor, [text])[0])

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from vlmexp.collator.answer import AnswerForm, answer_form
+from vlmexp.data.example import MEDIA_ROLES
 from vlmexp.errors import UserError, closest
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -22,7 +23,7 @@ _MARK, _END = "\ue000", "\ue001"  # private-use characters: no tokenizer's or te
 
 @dataclass(frozen=True)
 class MessagePart:
-    """Text with `{field}` places, or an image."""
+    """Text with `{field}` places, or all of an example's images or videos."""
 
     type: str
     text: str = ""
@@ -85,12 +86,12 @@ class PromptTemplate:
             )
         special = sorted(special_strings(processor), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
-        self._rendered: dict[int, str] = {}
+        self._rendered: dict[tuple[int, int], str] = {}
         self.answer_form = AnswerForm() if self.is_prefix else answer_form(processor, self._special)
 
-    def render(self, fields: Mapping[str, str], images: int) -> str:
-        """The prompt of an example with so many images."""
-        text = self._template(images)
+    def render(self, fields: Mapping[str, str], images: int, videos: int = 0) -> str:
+        """The prompt of an example with so many images and videos."""
+        text = self._template(images, videos)
         values = {**fields, "system_prompt": self.system_prompt}
         return re.sub(f"{_MARK}(\\w+){_END}", lambda match: self.plain(values[match[1]]), text)
 
@@ -114,11 +115,11 @@ class PromptTemplate:
 
     @property
     def media_first(self) -> bool:
-        """Whether nothing that differs between questions on one image stands before the image."""
+        """Whether nothing that differs between questions on the same media stands before them."""
         seen = False
         for message in reversed(self.messages[:-1]):
             for part in reversed(message.parts):
-                if part.type == "image":
+                if part.type in MEDIA_ROLES:
                     seen = True
                 elif seen and any(_role(name) != "system_prompt" for name in _FIELD.findall(part.text)):
                     return False
@@ -129,23 +130,25 @@ class PromptTemplate:
         text = text.replace(_MARK, "").replace(_END, "")
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) if self._special else text
 
-    def _template(self, images: int) -> str:
-        if images not in self._rendered:
-            self._rendered[images] = self._prefix(images) if self.is_prefix else self._chat(images)
-        return self._rendered[images]
+    def _template(self, images: int, videos: int) -> str:
+        if (images, videos) not in self._rendered:
+            rendered = self._prefix(images) if self.is_prefix else self._chat(images, videos)
+            self._rendered[images, videos] = rendered
+        return self._rendered[images, videos]
 
     def _prefix(self, images: int) -> str:
         texts = [self._marked(part.text) for message in self.messages[:-1] for part in message.parts]
         media = self.processor.image_token * images
         return media + self.processor.tokenizer.bos_token + " ".join(filter(None, texts)) + "\n"
 
-    def _chat(self, images: int) -> str:
+    def _chat(self, images: int, videos: int) -> str:
+        count = {"image": images, "video": videos}
         conversation: list[dict[str, Any]] = []
         for message in self.messages[:-1]:
             content: list[dict[str, str]] = []
             for part in message.parts:
-                if part.type == "image":
-                    content += [{"type": "image"}] * images
+                if part.type in count:
+                    content += [{"type": part.type}] * count[part.type]
                 elif marked := self._marked(part.text):
                     content.append({"type": "text", "text": marked})
             conversation.append({"role": message.role, "content": content})

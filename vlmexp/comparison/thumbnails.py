@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlmexp.data.example import load_image
+from vlmexp.data.images import load_image
 from vlmexp.errors import UserError
 
 SIZE = 160  # pixels on the longer side

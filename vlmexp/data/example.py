@@ -1,19 +1,18 @@
-"""One question about zero or more images, with its accepted answers."""
+"""One question about images and videos, with its accepted answers."""
 
 from __future__ import annotations
 
-import contextlib
+import math
+import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
-
 from vlmexp.errors import UserError, closest
 
-MEDIA_ROLES = ("image",)
+MEDIA_ROLES = ("image", "video")
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,10 @@ class Example:
         answers: the accepted answers, as many times as they were given.
         images: files, in the order in which the prompt shows them.
         metadata: values kept beside the prediction.
+        videos: files, in the order in which the prompt shows them.
+        split: where the row comes from, for messages.
+        columns: role -> column, for messages.
+        target: the answer to train on; None: the most common one.
     """
 
     id: str
@@ -33,11 +36,23 @@ class Example:
     answers: tuple[str, ...]
     images: tuple[Path, ...] = ()
     metadata: Mapping[str, Any] | None = None
+    videos: tuple[Path, ...] = ()
+    split: str | None = None
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    target: str | None = None
 
     @property
     def answer(self) -> str:
-        """The answer to train on: the most common one, the first of them if several are."""
+        """The answer to train on: `target`, or the most common one, the first of them if several are."""
+        if self.target is not None:
+            return self.target
         return Counter(self.answers).most_common(1)[0][0] if self.answers else ""
+
+    def place(self, role: str) -> str:
+        """Where the example's media of a role are from: split, row and column."""
+        split = f"split {self.split}, " if self.split else ""
+        column = f", column {self.columns[role]}" if self.columns.get(role) else ""
+        return f"{split}row {self.id}{column}"
 
 
 def check_columns(
@@ -55,63 +70,66 @@ def check_columns(
 
 
 def to_example(
-    row: Mapping[str, Any], columns: Mapping[str, str | None], metadata: Iterable[str], root: Path
+    row: Mapping[str, Any],
+    columns: Mapping[str, str | None],
+    metadata: Iterable[str],
+    root: Path,
+    split: str | None = None,
+    answer_seed: int | None = None,
 ) -> Example:
-    """Map a stored row to an Example; media paths are relative to `root`."""
+    """Map a prepared row to an Example; media paths are relative to `root`.
+
+    Args:
+        answer_seed: train on an answer drawn by this seed and the row's id; None: on the most common one.
+    """
     fields = {
-        role: _text(row.get(column))
+        role: plain_text(row.get(column))
         for role, column in columns.items()
         if column is not None and role not in ("answer", *MEDIA_ROLES)
     }
-    image = row.get(columns.get("image") or "")
-    images = image if isinstance(image, list) else [image] if image else []
-    answers = row.get(columns.get("answer") or "")
+    images, videos = (tuple(root / path for path in row.get(columns.get(role) or "") or ()) for role in MEDIA_ROLES)
+    answers = tuple(answer_texts(row.get(columns.get("answer") or "")))
+    drawn = random.Random(f"{answer_seed}:{row['id']}").choice(answers) if answers and answer_seed is not None else None
     return Example(
         id=str(row["id"]),
         fields=fields,
-        answers=tuple(_text(answer) for answer in answers) if isinstance(answers, list) else (_text(answers),),
-        images=tuple(root / path for path in images),
+        answers=answers,
+        images=images,
         metadata={name: row.get(name) for name in metadata},
+        videos=videos,
+        split=split,
+        columns=columns,
+        target=drawn,
     )
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def answer_texts(value: Any) -> list[str]:
+    """The accepted answers in a value: a text, a number, `{"answer": ...}`, or a list of such; empty ones left out.
+
+    >>> answer_texts([{"answer": "yes", "answer_id": 1}, 3, ""])
+    ['yes', '3']
+    """
+    items = value if isinstance(value, list | tuple) else [value]
+    texts = [plain_text(item["answer"] if isinstance(item, dict) and "answer" in item else item) for item in items]
+    return [text for text in texts if text.strip()]
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels as the model will see them, from the file's header.
+def plain_text(value: Any) -> str:
+    """A text or number as text, nothing as an empty one.
 
     Raises:
-        UserError: the file is missing or is no image that Pillow can read.
+        ValueError: a list or something else that has no obvious text.
     """
-    with _opened(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # a quarter turn
-        return (image.height, image.width) if turned else (image.width, image.height)
+    if is_missing(value):
+        return ""
+    if isinstance(value, list | tuple | dict | bytes):
+        raise ValueError(f"{str(value)[:60]} is a {type(value).__name__} and no text")
+    text = str(value)
+    if not text.isascii() and text != text.encode(errors="replace").decode():
+        raise ValueError("it holds half of a character (an unpaired surrogate)")
+    return text
 
 
-def load_image(path: Path) -> Image.Image:
-    """Open an image as RGB, upright, with transparency on white.
-
-    Raises:
-        UserError: the file is missing or is no image that Pillow can read.
-    """
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            layer = upright.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-        return upright.convert("RGB")
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError:
-        raise UserError(
-            f"The image {path} does not exist. Was the data set moved? stage=download prepares it again."
-        ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"The image {path} cannot be read: {error}.") from None
+def is_missing(value: Any) -> bool:
+    """Whether a value is None or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -9,7 +9,7 @@ from typing import overload
 
 import datasets
 
-from vlmexp.data.example import Example, check_columns, to_example
+from vlmexp.data.example import MEDIA_ROLES, Example, check_columns, to_example
 from vlmexp.data.prepare import Prepared
 from vlmexp.errors import UserError
 
@@ -39,6 +39,7 @@ class Examples(ExampleSequence):
         split: train, validation or test.
         columns: role -> column.
         metadata: columns to keep beside each example.
+        answer_seed: train on an answer drawn by this seed and the row's id; None: on the most common one.
         limit: a fixed random sample of so many rows (chosen by `seed`, kept in their order); None: all rows.
     """
 
@@ -50,6 +51,7 @@ class Examples(ExampleSequence):
         metadata: Sequence[str] = (),
         limit: int | None = None,
         seed: int = 0,
+        answer_seed: int | None = None,
     ) -> None:
         if not prepared.manifest["counts"].get(split):
             raise UserError(f"The data set {prepared.folder.name} has no {split} split.")
@@ -59,15 +61,17 @@ class Examples(ExampleSequence):
         if limit is not None and limit < len(table):
             table = table.select(sorted(random.Random(seed).sample(range(len(table)), limit)))
         self._table, self._columns, self._metadata, self._root = table, columns, list(metadata), prepared.folder
+        self._split, self._answer_seed = split, answer_seed
 
     def __len__(self) -> int:
         return len(self._table)
 
     def example(self, index: int) -> Example:
-        return to_example(self._table[index], self._columns, self._metadata, self._root)
+        row = self._table[index]
+        return to_example(row, self._columns, self._metadata, self._root, self._split, self._answer_seed)
 
     def media_keys(self) -> list[str]:
         """For each example, a text that is equal exactly for examples with the same media, and there are media."""
-        column = self._columns.get("image")
-        values = self._table[column] if column in self._table.column_names else [None] * len(self)
-        return [str(value) if value else f"no media {index}" for index, value in enumerate(values)]
+        columns = [column for role in MEDIA_ROLES if (column := self._columns.get(role)) in self._table.column_names]
+        rows = zip(*(self._table[column] for column in columns), strict=True) if columns else [()] * len(self)
+        return [str(row) if any(row) else f"no media {index}" for index, row in enumerate(rows)]

@@ -1,18 +1,21 @@
 """Prepared data: the splits of a data set on disk, made once and checked whenever they are used again.
 
 <paths.data>/<name>-<hash of the request>/
-    manifest.json                          request, split rule, counts, fingerprint
+    manifest.json                          request, split rule, counts, what was left out, fingerprint
     train.arrow validation.arrow test.arrow   the source's columns, memory-mapped when read
-    media/                                 every distinct image once, as encoded by the source
+    media/                                 every distinct image or video that came as bytes, as encoded by the source
+    referenced.jsonl                       every file that is used where it lies: size and time of change, hash
+    bad.jsonl                              every row that cannot be used: split, row, column, path, reason
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +23,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
-from tqdm import tqdm
 
-from vlmexp.data.sources import Rows, find_source
+from vlmexp.data.reading import Reading, groups, media_columns, without_media
+from vlmexp.data.rows import MediaStore
+from vlmexp.data.sources import Source, files_read, find_source, input_paths
+from vlmexp.data.splits import SPLITS, carve, resolved_splits, split_rule
+from vlmexp.data.verify import Verified, content, state, verify
 from vlmexp.errors import UserError
-from vlmexp.files import digest, file_digest, new_folder, read_json, write_json
+from vlmexp.files import digest, file_digest, new_folder, read_json, read_jsonl, write_json, write_jsonl
 
-SPLITS = ("train", "validation", "test")
-_ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
-_FORMAT = 1  # raise it when the same request would be prepared in another way
-_CHUNK = 10_000  # rows converted at a time
+_FORMAT = 2  # raise it when the same request would be prepared in another way
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +45,7 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any byte of the splits and with any image."""
+        """Changes with any byte of the splits and of any image or video."""
         return str(self.manifest["fingerprint"])
 
     def arrow(self, split: str) -> Path:
@@ -59,15 +62,24 @@ def prepare(
     validation_fraction: float,
     test_fraction: float,
     split_seed: int,
-    media_columns: tuple[str, ...],
+    columns: Mapping[str, str | None],
+    required: Sequence[str] = ("question", "answer"),
+    on_bad_sample: str = "error",
+    max_bad_share: float = 0.05,
 ) -> Prepared:
     """Return the prepared data set, making it first if it is not there or no longer what it was.
 
     A split that the source lacks is taken out of the train split: whole images, with all their questions, in the order
     of the hash of the image and `split_seed`. So no image is in two splits.
 
+    Args:
+        columns: role -> column; image and video are media, answer a list of texts, every other role a text.
+        required: roles whose text must not be empty.
+        on_bad_sample: whether rows that cannot be used are an `error`, or left out (`skip`).
+        max_bad_share: of the rows of a split; above it they are an error even with `skip`.
+
     Raises:
-        UserError: unknown source or option, a split that the source does not have, or no rows.
+        UserError: unknown source or option, a split or column that the source does not have, no rows, or bad rows.
     """
     rows_of = find_source(source, options)
     request = {
@@ -75,138 +87,102 @@ def prepare(
         "name": name,
         "version": version,
         "source": source,
-        "options": dict(options),
-        "inputs": {str(v): file_digest(Path(v)) for v in options.values() if isinstance(v, str) and Path(v).is_file()},
+        "options": {option: _resolved_path(option, value) for option, value in options.items()},
+        "inputs": {str(path): _input_digest(path) for path in input_paths(options)},
         "splits": dict(splits),
         "validation_fraction": validation_fraction,
         "test_fraction": test_fraction,
         "split_seed": split_seed,
-        "media_columns": list(media_columns),
+        "columns": dict(columns),
+        "required": list(required),
     }
     folder = data_dir.expanduser() / f"{name}-{digest(request)[:12]}"
+    prepared = _usable(folder)  # without the lock, so that data in a folder that cannot be written can be used
+    if prepared is None:
+        with _locked(folder):
+            prepared = _usable(folder)
+            if prepared is None:
+                if (folder / "manifest.json").exists():
+                    log.warning(
+                        "The prepared data in %s, or files they refer to, have changed: preparing them again.",
+                        folder,
+                    )
+                prepared = _make(folder, rows_of, options, request)
+    _refuse_bad(prepared, on_bad_sample, max_bad_share)
+    return prepared
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        lock.acquire()
     except OSError as error:
         raise UserError(
-            f"paths.data={data_dir} cannot be written: {error.strerror}. Set paths.data or VLMEXP_DATA."
+            f"paths.data={folder.parent} cannot be written: {error.strerror}. Set paths.data or VLMEXP_DATA."
         ) from None
-    with FileLock(folder.with_suffix(".lock")):
-        if (folder / "manifest.json").exists():
-            manifest = read_json(folder / "manifest.json")
-            if _fingerprint(folder) == manifest["fingerprint"]:
-                return Prepared(folder, manifest)
-            log.warning(
-                "The prepared data in %s are not what they were when they were written: preparing them again.", folder
-            )
-        inputs = dict(options)
-        if "media_columns" in inspect.signature(rows_of).parameters:
-            inputs["media_columns"] = media_columns
-        fractions = {"validation": validation_fraction, "test": test_fraction}
-        available = rows_of(**inputs)
-        resolved = _resolved(available, splits)
-        with new_folder(folder) as temporary:
-            tables, keys = _store(available, resolved, media_columns, temporary, name)
-            if not keys:
-                raise UserError(f"dataset={name}: the train split has no rows.")
-            missing = {split: fraction for split, fraction in fractions.items() if resolved[split] is None}
-            assigned = np.array(_carve(_groups(keys), missing, split_seed))
-            parts = {split: tables["train"].filter(pa.array(assigned == split)) for split in ("train", *missing)}
-            counts = _write({**tables, **{split: part for split, part in parts.items() if len(part)}}, temporary)
-            rule = _rule(resolved, fractions, split_seed)
-            manifest = {
-                "request": request,
-                "split_rule": rule,
-                "counts": counts,
-                "fingerprint": _fingerprint(temporary),
-            }
-            write_json(temporary / "manifest.json", manifest)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(folder: Path, rows_of: Source, options: Mapping[str, Any], request: Mapping[str, Any]) -> Prepared:
+    """Read the source, check every row and all media, split, and write the folder."""
+    columns, seed = request["columns"], request["split_seed"]
+    inputs = dict(options)
+    if "media_columns" in inspect.signature(rows_of).parameters:
+        inputs["media_columns"] = media_columns(columns)
+    available = rows_of(**inputs)
+    wanted = resolved_splits(available, request["splits"])
+    fractions = {split: request[f"{split}_fraction"] for split in ("validation", "test")}
+    missing = {split: fraction for split, fraction in fractions.items() if wanted[split] is None}
+    with new_folder(folder) as temporary:
+        reading = Reading(request["name"], columns, request["required"], MediaStore(temporary))
+        read = {split: reading.rows(available[theirs], split) for split, theirs in wanted.items() if theirs is not None}
+        files = verify(reading.store.kinds, temporary, f"check media of {request['name']}")
+        tables = {split: reading.without_bad_media(table, split, files) for split, table in read.items()}
+        _write_lists(temporary, reading.bad, files, files_read(request["source"], options))
+        if not len(tables["train"]):
+            first = f": every row of it is bad, the first by this: {reading.bad[0]['error']}" if reading.bad else "."
+            raise UserError(f"dataset={request['name']}: the train split has no rows{first}")
+        assigned = np.array(carve(groups(tables["train"], columns), missing, seed))
+        parts = {split: tables["train"].filter(pa.array(assigned == split)) for split in ("train", *missing)}
+        manifest = {
+            "request": request,
+            "split_rule": split_rule(wanted, fractions, seed),
+            "counts": _write({**tables, **{split: part for split, part in parts.items() if len(part)}}, temporary),
+            "read": {split: len(table) for split, table in tables.items()},
+            "without_media": {split: without_media(table, columns) for split, table in tables.items()},
+            "bad": {split: dict(Counter(b["reason"] for b in reading.bad if b["split"] == split)) for split in tables},
+            "fingerprint": _fingerprint(temporary),
+        }
+        write_json(temporary / "manifest.json", manifest)
     return Prepared(folder, manifest)
 
 
-def _resolved(available: Iterable[str], splits: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Which of the source's splits each of ours is; None: to be taken out of the train split.
-
-    A split that the source lacks under its usual name counts as not given; one asked for by another name is an error.
-    """
-    available = list(available)
-    resolved: dict[str, str | None] = {}
-    for split in SPLITS:
-        wanted = splits.get(split)
-        if wanted is not None and wanted not in available and (wanted != split or split == "train"):
-            raise UserError(
-                f"dataset.splits.{split}={wanted}: the source has no such split; it has {', '.join(available)}."
-            )
-        resolved[split] = wanted if wanted in available else None
-    if resolved["train"] is None:
-        raise UserError(f"dataset.splits.train is not set; the source has {', '.join(available)}.")
-    return resolved
-
-
-def _store(
-    available: Mapping[str, Rows],
-    splits: Mapping[str, str | None],
-    media_columns: tuple[str, ...],
-    folder: Path,
-    name: str,
-) -> tuple[dict[str, pa.Table], list[list[str]]]:
-    """Store the media; return one table of rows for each split, and the media of every row of train."""
-    media = _Media(folder / "media")
-    tables: dict[str, pa.Table] = {}
-    keys: list[list[str]] = []
-    for split, source_split in splits.items():
-        if source_split is None:
-            continue
-        chunks, rows = [], []
-        progress = tqdm(available[source_split], f"prepare {name} {split}", unit=" rows", leave=False)
-        for number, original in enumerate(progress):
-            row = original | {column: media.store(original[column]) for column in media_columns if original.get(column)}
-            row["id"] = str(original.get("id", original.get("question_id", f"{split}-{number}")))
-            rows.append(row)
-            if split == "train":
-                keys.append(_media_of(row, media_columns) or [f"row {number}"])
-            if len(rows) == _CHUNK:
-                chunks.append(pa.Table.from_pylist(rows))
-                rows = []
-        chunks += [pa.Table.from_pylist(rows)] if rows else []
-        if chunks:
-            tables[split] = pa.concat_tables(chunks, promote_options="permissive")
-    return tables, keys
-
-
-def _media_of(row: Mapping[str, Any], media_columns: tuple[str, ...]) -> list[str]:
-    values = [row[column] for column in media_columns if row.get(column)]
-    return [str(path) for value in values for path in (value if isinstance(value, list) else [value])]
-
-
-def _groups(media: Sequence[Sequence[str]]) -> list[str]:
-    """For each row, a name that it shares with every row that it shares an image with, directly or through others."""
-    parent: dict[str, str] = {}
-
-    def root(image: str) -> str:
-        while parent.setdefault(image, image) != image:
-            image = parent[image] = parent[parent[image]]
-        return image
-
-    for images in media:
-        for image in images:
-            first, second = sorted((root(images[0]), root(image)))
-            parent[second] = first
-    return [root(images[0]) for images in media]
-
-
-def _carve(keys: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
-    """The split of each row of train: images in the order of their seeded hash, the first of them for each fraction.
-
-    A fraction above 0 takes at least one image, as long as one remains to train on.
-    """
-    order = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
-    split_of, start = dict.fromkeys(order, "train"), 0
-    for split, fraction in fractions.items():
-        end = start + (max(1, round(fraction * len(order))) if fraction > 0 else 0)
-        if end < len(order):
-            split_of |= dict.fromkeys(order[start:end], split)
-            start = end
-    return [split_of[key] for key in keys]
+def _refuse_bad(prepared: Prepared, on_bad_sample: str, max_bad_share: float) -> None:
+    """Raise a UserError if there are rows that cannot be used and they are not to be left out, or too many are."""
+    count = {split: sum(reasons.values()) for split, reasons in prepared.manifest["bad"].items()}
+    bad = sum(count.values())
+    if not bad:
+        return
+    name, read = prepared.manifest["request"]["name"], prepared.manifest["read"]
+    share = {split: n / (n + read[split]) for split, n in count.items() if n}
+    worst = max(share, key=share.__getitem__)
+    first = read_jsonl(prepared.folder / "bad.jsonl")[0]["error"]
+    listing = f"the first is in {first} All are listed in {prepared.folder / 'bad.jsonl'}"
+    if on_bad_sample == "error":
+        raise UserError(
+            f"{bad} of {bad + sum(read.values())} rows of {name} cannot be used; {listing}. "
+            "Mend them, or leave them out with dataset.on_bad_sample=skip."
+        )
+    if share[worst] > max_bad_share:
+        raise UserError(
+            f"{share[worst]:.1%} of the {worst} split of {name} cannot be used, more than "
+            f"dataset.max_bad_share={max_bad_share}; {listing}."
+        )
 
 
 def _write(tables: Mapping[str, pa.Table], folder: Path) -> dict[str, int]:
@@ -217,39 +193,60 @@ def _write(tables: Mapping[str, pa.Table], folder: Path) -> dict[str, int]:
     return {split: len(tables[split]) if split in tables else 0 for split in SPLITS}
 
 
-class _Media:
-    """Stores encoded media under the hash of their bytes, so that each distinct one is stored once."""
+def _write_lists(
+    folder: Path, bad: Sequence[Mapping[str, Any]], media: Mapping[Path, Verified], others: Sequence[Path]
+) -> None:
+    """Write bad.jsonl, and referenced.jsonl with the media that are not in the folder and the other files."""
+    write_jsonl(folder / "bad.jsonl", bad)
+    outside = {path: file for path, file in media.items() if path.is_absolute()}
+    outside |= {path: Verified(state(path), content(path), None) for path in others}
+    write_jsonl(
+        folder / "referenced.jsonl",
+        ({"path": str(path), "state": file.state, "sha256": file.sha256} for path, file in outside.items()),
+    )
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.folder.mkdir()
 
-    def store(self, value: Any) -> str | list[str]:
-        """The path to keep in the row: relative to the prepared folder for stored bytes, absolute for files."""
-        if isinstance(value, list):
-            return [str(self.store(item)) for item in value]
-        if isinstance(value, dict):  # how the datasets library hands out an undecoded image
-            value = value["bytes"] if value.get("bytes") else Path(value["path"])
-        if isinstance(value, bytes):
-            ending = next((e for magic, e in _ENDINGS.items() if value.startswith(magic)), ".bin")
-            path = self.folder / f"{hashlib.sha256(value).hexdigest()[:20]}{ending}"
-            if not path.exists():
-                path.write_bytes(value)
-            return f"media/{path.name}"
-        return str(Path(value).expanduser().absolute())
+def _usable(folder: Path) -> Prepared | None:
+    """The prepared data if they are there and, with every file that they refer to, what they were when written."""
+    if not (folder / "manifest.json").exists():
+        return None
+    manifest = read_json(folder / "manifest.json")
+    if _fingerprint(folder) != manifest["fingerprint"]:
+        return None
+    for file in read_jsonl(folder / "referenced.jsonl"):
+        path = Path(file["path"])
+        if state(path) != file["state"] and content(path) != file["sha256"]:
+            return None
+    return Prepared(folder, manifest)
 
 
 def _fingerprint(folder: Path) -> str:
-    """Hash of the splits' bytes and of the stored media's names (which are hashes of their content) and sizes."""
+    """Hash of the splits, of the stored media's names (hashes of their content) and sizes, and of referenced files.
+
+    Of these it takes path and content, so that a file with a new date and the same content is the same.
+    """
     with os.scandir(folder / "media") as entries:
         media = sorted((entry.name, entry.stat().st_size) for entry in entries)
-    return digest({"splits": {path.name: file_digest(path) for path in folder.glob("*.arrow")}, "media": media})
+    referenced = [(file["path"], file["sha256"]) for file in read_jsonl(folder / "referenced.jsonl")]
+    splits = {path.name: file_digest(path) for path in folder.glob("*.arrow")}
+    return digest({"splits": splits, "media": media, "referenced": referenced})
 
 
-def _rule(splits: Mapping[str, str | None], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    return {
-        split: f"the source's {wanted!r}"
-        if wanted is not None
-        else f"{fractions[split]:.3g} of the images of 'train', chosen by their hash with seed {seed}"
-        for split, wanted in splits.items()
-    }
+def _resolved_path(option: str, value: Any) -> Any:
+    """A path absolute, so that one place has one name; anything else as it is."""
+    if isinstance(value, str) and value and (option == "root" or Path(value).expanduser().exists()):
+        return str(Path(value).expanduser().resolve())
+    return value
+
+
+def _input_digest(path: Path) -> str:
+    """The hash of a file's content, or of the names, sizes and times of change of all files of a folder."""
+    if path.is_file():
+        return file_digest(path)
+    return digest([[str(file.relative_to(path)), state(file)] for file in _files(path)])
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(parent, name) for name in sorted(names))

@@ -1,9 +1,9 @@
 """Sources: functions that give the rows of each split of a data set.
 
 A source takes plain options and returns `{split: rows}`. A row is a dict of column -> value. A media value is a path,
-which is referred to where it lies, or encoded bytes, which are stored with the prepared data. A source that has a
-parameter `media_columns` is told which columns hold media. A data set's YAML names its source by its name here or by a
-dotted path.
+which is referred to where it lies, encoded bytes, which are stored with the prepared data, or a list of such. A source
+that has a parameter `media_columns` is told which columns hold media. A data set's YAML names its source by its name
+here or by a dotted path.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import inspect
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
+from vlmexp.data.tables import READERS, read_rows
+from vlmexp.data.vqav2 import vqav2, vqav2_files
 from vlmexp.errors import UserError, closest, unknown
 
 Rows = Iterable[dict[str, Any]]
@@ -63,40 +66,55 @@ def files(
     validation: str | None = None,
     test: str | None = None,
     root: str | None = None,
+    paths: Mapping[str, str] | None = None,
     media_columns: Iterable[str] = (),
 ) -> dict[str, Rows]:
-    """Local jsonl, json, csv or parquet files, one a split; media paths are relative to `root` or else to the file."""
-    import datasets
+    """Local jsonl, json, csv or parquet files, one a split; media paths are relative to `root` or else to the file.
 
-    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    Args:
+        paths: column to add -> its text, with the row's own columns in braces: `{clip: "videos/{video_id}.mp4"}`.
+    """
 
     def rows(option: str, file: str) -> Iterator[dict[str, Any]]:
         path = Path(file).expanduser()
-        if path.suffix not in kinds:
-            raise UserError(f"dataset.options.{option}={file}: the file's ending must be one of {', '.join(kinds)}.")
+        if path.suffix.lower() not in READERS:
+            raise UserError(f"dataset.options.{option}={file}: the file's ending must be one of {', '.join(READERS)}.")
         if not path.is_file():
             raise UserError(f"dataset.options.{option}={file}: there is no such file (looked at {path.resolve()}).")
         folder = (Path(root).expanduser() if root else path.parent).resolve()
         try:
-            table = datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
-        except (datasets.exceptions.DatasetGenerationError, StopIteration) as error:
-            reason = "it has no rows" if path.stat().st_size == 0 else str(error.__cause__ or error)
-            raise UserError(f"dataset.options.{option}={file} cannot be read: {reason}.") from None
-        for row in table:
-            for column in media_columns:
-                value = row.get(column)
-                if isinstance(value, list):
-                    row[column] = [folder / item for item in value]
-                elif value:
-                    row[column] = folder / value
-            yield row
+            for row in read_rows(path):
+                row |= {column: text.format_map(row) for column, text in (paths or {}).items()}
+                yield row | {column: _placed(row[column], folder) for column in media_columns if column in row}
+        except KeyError as error:
+            raise UserError(f"dataset.options.paths: a row of {file} has no column {error}.") from None
+        except ValueError as error:
+            raise UserError(f"dataset.options.{option}={file} cannot be read: {error}.") from None
 
     named = {"train": train, "validation": validation, "test": test}
     return {split: rows(split, file) for split, file in named.items() if file is not None}
 
 
-def hub(path: str, name: str | None = None, revision: str | None = None) -> dict[str, Rows]:
-    """A data set of the Hugging Face Hub, or a folder that `datasets.load_dataset` understands."""
+def _placed(value: Any, folder: Path) -> Any:
+    """A media value with its relative paths below `folder`; whatever is no path stays as it is."""
+    if isinstance(value, list):
+        return [_placed(item, folder) for item in value]
+    if isinstance(value, dict) and value.get("bytes") is None and isinstance(value.get("path"), str):
+        return folder / Path(value["path"]).expanduser()
+    is_path = isinstance(value, str) and value and "://" not in value
+    return folder / Path(value).expanduser() if is_path else value
+
+
+def hub(
+    path: str, name: str | None = None, revision: str | None = None, choices: Mapping[str, str] | None = None
+) -> dict[str, Rows]:
+    """A data set of the Hugging Face Hub, or a folder that `datasets.load_dataset` understands.
+
+    Args:
+        choices: the columns `{question, choices, answer}` of questions with a list of choices and the number of the
+            right one, counted from 0. Rows get two more columns: `question_and_choices`, the question with a line for
+            each choice, and `letter`, the right one's.
+    """
     import datasets
 
     try:
@@ -106,7 +124,17 @@ def hub(path: str, name: str | None = None, revision: str | None = None) -> dict
             f"dataset.options.path={path} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}. "
             "Check the name, the network and, for a gated data set, HF_TOKEN."
         ) from None
-    return {split: _without_decoding(table) for split, table in loaded.items()}
+    tables = {split: _without_decoding(table) for split, table in loaded.items()}
+    return tables if choices is None else {split: _lettered(table, **choices) for split, table in tables.items()}
+
+
+def _lettered(rows: Rows, question: str, choices: str, answer: str) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, row[choices], strict=False)]
+        number = row[answer]
+        known = isinstance(number, int) and 0 <= number < len(lines)
+        letter = ascii_uppercase[number] if known else None
+        yield row | {"question_and_choices": "\n".join([row[question], *lines]), "letter": letter}
 
 
 def find_source(name: str, options: Mapping[str, Any]) -> Source:
@@ -135,14 +163,37 @@ def find_source(name: str, options: Mapping[str, Any]) -> Source:
     return source  # type: ignore[no-any-return]
 
 
-def _without_decoding(table: Any) -> Any:
-    """The table with its image columns as encoded bytes, so that files are stored as they came."""
-    import datasets
+def input_paths(options: Mapping[str, Any]) -> list[Path]:
+    """The files and folders that a source reads, absolute; what is in them is part of what the data set is.
 
+    They are the options that name one. Not so `root`: the media below it are looked at one by one.
+    """
+    given = [value for option, value in options.items() if option != "root" and isinstance(value, str) and value]
+    return [path.resolve() for value in given if (path := Path(value).expanduser()).exists()]
+
+
+def files_read(name: str, options: Mapping[str, Any]) -> list[Path]:
+    """Further files that a source has read, which may not have been there before."""
+    return vqav2_files(options["root"]) if name == "vqav2" else []
+
+
+def _without_decoding(table: Any) -> Any:
+    """The table with images and videos, in lists too, as encoded bytes, so that files are stored as they came."""
     for column, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
+        encoded = _encoded(feature)
+        if encoded != feature:
+            table = table.cast_column(column, encoded)
     return table
 
 
-SOURCES: dict[str, Source] = {"easyvqa": easyvqa, "shapes": shapes, "files": files, "hub": hub}
+def _encoded(feature: Any) -> Any:
+    import datasets
+
+    if isinstance(feature, datasets.Image | datasets.Video):
+        return type(feature)(decode=False)
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return type(feature)(_encoded(feature.feature))
+    return feature
+
+
+SOURCES: dict[str, Source] = {"easyvqa": easyvqa, "shapes": shapes, "files": files, "hub": hub, "vqav2": vqav2}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmexp.config import Config
-from vlmexp.data.example import MEDIA_ROLES
+from vlmexp.config import Config, used_columns
 from vlmexp.data.examples import Examples
 from vlmexp.data.prepare import Prepared, prepare
+from vlmexp.data.video_readers import resolve_library
 from vlmexp.errors import UserError
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
@@ -27,7 +27,10 @@ def prepared_data(config: Config, run: Run) -> Prepared:
         dataset.validation_fraction,
         dataset.test_fraction,
         dataset.split_seed,
-        tuple(column for role in MEDIA_ROLES if (column := dataset.columns.get(role))),
+        used_columns(config),
+        dataset.required,
+        dataset.on_bad_sample,
+        dataset.max_bad_share,
     )
     manifest = prepared.manifest
     before = run.record.get("data", {}).get("fingerprint", prepared.fingerprint)
@@ -36,6 +39,13 @@ def prepared_data(config: Config, run: Run) -> Prepared:
             f"{run.directory} was started on data with the fingerprint {before[:12]}, and {prepared.folder} now has "
             f"{prepared.fingerprint[:12]}: its results would mix two data sets. Start a new run."
         )
+    left_out = {split: reasons for split, reasons in manifest["bad"].items() if reasons}
+    if left_out:
+        counts = "; ".join(
+            f"{split}: " + ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+            for split, reasons in left_out.items()
+        )
+        run.note_fallback(f"Rows that cannot be used are left out of {dataset.name} ({counts}); see bad.jsonl there.")
     run.update(
         data=run.record.get("data", {})
         | {
@@ -44,16 +54,30 @@ def prepared_data(config: Config, run: Run) -> Prepared:
             "fingerprint": prepared.fingerprint,
             "counts": manifest["counts"],
             "split_rule": manifest["split_rule"],
+            "left_out": left_out,
+            "without_media": manifest["without_media"],
+            **({"video_library": _video_library(config)} if "video" in used_columns(config) else {}),
         }
     )
     return prepared
 
 
-def load_split(config: Config, prepared: Prepared, split: str) -> Examples:
-    """The examples of a split as the config asks for them."""
+def load_split(config: Config, prepared: Prepared, split: str, limit: int | None = None) -> Examples:
+    """The examples of a split as the config asks for them; `limit`: at most so many, instead of the data set's own."""
     dataset = config.dataset
-    limit = dataset.max_examples.get(split)
-    return Examples(prepared, split, dataset.columns, dataset.metadata, limit, dataset.split_seed)
+    return Examples(
+        prepared,
+        split,
+        used_columns(config),
+        dataset.metadata,
+        limit or dataset.max_examples.get(split),
+        dataset.split_seed,
+        answer_seed=config.seed if split == "train" and dataset.train_answer == "sampled" else None,
+    )
+
+
+def _video_library(config: Config) -> str:
+    return resolve_library(config.collator.video_processing.frame_extraction.library)
 
 
 def download(config: Config, run: Run) -> dict[str, Any]:

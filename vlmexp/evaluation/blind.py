@@ -12,32 +12,41 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlmexp.data.example import Example, image_size
+from vlmexp.data.example import Example
+from vlmexp.data.images import image_size
+from vlmexp.errors import UserError
 
 
 def with_other_images(examples: Sequence[Example], seed: int) -> list[Example]:
-    """Each example with the images of another one that has different images (and as many of them).
+    """Each example with the images and videos of another one that has different ones (and as many of them).
 
-    Examples without images, or without a partner, stay as they are.
+    Examples without any, or without a partner, stay as they are.
     """
     rng = random.Random(seed)
-    by_count: dict[int, list[tuple[Path, ...]]] = {}
-    for images in dict.fromkeys(example.images for example in examples):
-        by_count.setdefault(len(images), []).append(images)
+    by_count: dict[tuple[int, int], list[tuple[tuple[Path, ...], tuple[Path, ...]]]] = {}
+    for images, videos in dict.fromkeys((example.images, example.videos) for example in examples):
+        by_count.setdefault((len(images), len(videos)), []).append((images, videos))
     result = []
     for example in examples:
-        others = by_count[len(example.images)]
-        if not example.images or len(others) < 2:
+        others = by_count[len(example.images), len(example.videos)]
+        if not (example.images or example.videos) or len(others) < 2:
             result.append(example)
             continue
         # A random other entry: skip the example's own place in the list.
-        own, drawn = others.index(example.images), rng.randrange(len(others) - 1)
-        result.append(dataclasses.replace(example, images=others[drawn + (drawn >= own)]))
+        own, drawn = others.index((example.images, example.videos)), rng.randrange(len(others) - 1)
+        images, videos = others[drawn + (drawn >= own)]
+        result.append(dataclasses.replace(example, images=images, videos=videos))
     return result
 
 
 def with_blank_images(examples: Sequence[Example], folder: Path) -> list[Example]:
-    """Each example with white images of the same sizes, which are written to `folder`."""
+    """Each example with white images of the same sizes, which are written to `folder`.
+
+    Raises:
+        UserError: an example has a video, which is not replaced.
+    """
+    if any(example.videos for example in examples):
+        raise UserError("evaluation.blind=blank is for images only, and there are videos: use shuffle or none.")
     folder.mkdir(parents=True, exist_ok=True)
 
     def blank(image: Path) -> Path:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
 from vlmexp.collator.batch import Collator
+from vlmexp.collator.media import media_key
 from vlmexp.data.example import Example
 from vlmexp.evaluation.shared_prefix import on_device, shared_answers
 
@@ -78,7 +79,7 @@ def by_image(examples: Sequence[Example], lengths: Sequence[int], batch_size: in
     """
     groups: dict[tuple[str, ...] | int, list[int]] = {}
     for index, example in enumerate(examples):
-        groups.setdefault(tuple(map(str, example.images)) or index, []).append(index)
+        groups.setdefault(media_key(example) or index, []).append(index)
     pieces = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
     pieces.sort(key=lambda piece: (-len(piece), -max(lengths[index] for index in piece)))
     batches: list[list[int]] = []

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import fit, token_lengths
+from vlmexp.collator.media import media_key
 from vlmexp.config import Config, checked
 from vlmexp.data.example import Example
-from vlmexp.data.examples import Examples
-from vlmexp.data.stage import prepared_data
+from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.evaluation.blind import with_blank_images, with_other_images
 from vlmexp.evaluation.generate import generate_answers
@@ -92,8 +92,7 @@ def evaluate_model(
     for metric in metrics:
         find_metric(metric)
     prepared = prepared_data(config, run)
-    limit = evaluation.max_examples or dataset.max_examples.get(evaluation.split)
-    examples = Examples(prepared, evaluation.split, dataset.columns, dataset.metadata, limit, dataset.split_seed)
+    examples = load_split(config, prepared, evaluation.split, evaluation.max_examples)
     collator = build_collator(config, processor)
     # An example that is left out would flatter the score, so here `drop` shortens.
     overlong = "error" if config.collator.overlong == "error" else "shorten_text"
@@ -129,6 +128,7 @@ def evaluate_model(
                 "id": row.id,
                 **row.fields,
                 "images": [_stored_as(path, prepared.folder) for path in row.images],
+                **({"videos": [_stored_as(path, prepared.folder) for path in row.videos]} if row.videos else {}),
                 "answers": row.answers,
                 "prediction": prediction,
                 "scores": score,
@@ -151,7 +151,7 @@ def generated(
     description: str,
 ) -> list[str]:
     """The answers to all examples, as `evaluation` says; questions on one image share it where that is exact."""
-    keys = [str(example.images or index) for index, example in enumerate(examples)]
+    keys = [str(media_key(example) or index) for index, example in enumerate(examples)]
     return generate_answers(
         model, collator, examples, lengths, config.evaluation.batch_size, max_new_tokens, config.evaluation.generation,
         description, share_images=shares_images(config, collator, keys, with_loss=False),

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlmexp.collator.lengths import Fitted
-from vlmexp.data.example import Example, image_size
+from vlmexp.data.example import Example
+from vlmexp.data.images import image_size
 from vlmexp.errors import UserError
 from vlmexp.training.heaviest import TokenCounts, heaviest, stored_batches, training_batches
 from vlmexp.training.memory import (

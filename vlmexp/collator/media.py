@@ -1,0 +1,127 @@
+"""Images and videos of examples as the processor takes them, and their sizes without decoding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+from transformers.video_utils import VideoMetadata
+
+from vlmexp.data.example import Example
+from vlmexp.data.images import ImageOptions, MediaError, final_size, image_size, load_image, resized
+from vlmexp.data.video_readers import VideoHeader
+from vlmexp.data.videos import Clip, VideoOptions, frame_numbers, load_video, video_header
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """Size of a video's frames as the processor gets them, their numbers in the video, and its frames a second."""
+
+    height: int
+    width: int
+    numbers: tuple[int, ...]
+    fps: float
+
+
+Shape = tuple[tuple[int, int] | ClipShape, ...]  # (width, height) of each image, then the videos
+
+
+@dataclass(frozen=True)
+class MediaOptions:
+    """How media are decoded; the size in `image` is that of a video's frames, too."""
+
+    image: ImageOptions = field(default_factory=ImageOptions)
+    video: VideoOptions = field(default_factory=VideoOptions)
+
+
+def media_key(example: Example) -> tuple[str, ...]:
+    """Equal for examples with the same media; empty without any."""
+    return tuple(map(str, (*example.videos, *example.images)))
+
+
+def media_arguments(examples: Sequence[Example], options: MediaOptions) -> dict[str, Any]:
+    """The media arguments of a processor for these examples.
+
+    Videos are lists of frames that are chosen already, so their metadata go along and no processor may choose again.
+
+    Raises:
+        MediaError: a file cannot be used; the message names the split, the row and the column.
+    """
+    images = [[_named(load_image, path, options.image, e, "image") for path in e.images] for e in examples]
+    clips = [[_named(_clip, path, options, e, "video") for path in e.videos] for e in examples]
+    return _arguments([row for row in images if row], [row for row in clips if row])
+
+
+def media_shape(example: Example, options: MediaOptions) -> Shape:
+    """Sizes of an example's media as the processor will get them, from the files' headers."""
+
+    images = [_named(image_size, path, options.image, example, "image") for path in example.images]
+    return (*images, *(_named(_clip_shape, path, options, example, "video") for path in example.videos))
+
+
+def blank_arguments(shape: Shape) -> dict[str, Any]:
+    """The media arguments of a processor for one example with black media of these sizes."""
+    images = [Image.new("RGB", size) for size in shape if not isinstance(size, ClipShape)]
+    clips = [_blank(size) for size in shape if isinstance(size, ClipShape)]
+    return _arguments([images] if images else [], [clips] if clips else [])
+
+
+def _blank(shape: ClipShape) -> Clip:
+    pixels = np.zeros((len(shape.numbers), shape.height, shape.width, 3), np.uint8)
+    header = VideoHeader(shape.numbers[-1] + 1, shape.width, shape.height, shape.fps)
+    return Clip(pixels, list(shape.numbers), header, "none")
+
+
+def _arguments(images: list[list[Image.Image]], clips: list[list[Clip]]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    if images:
+        arguments["images"] = images
+    if clips:
+        arguments["videos"] = [[clip.frames for clip in row] for row in clips]
+        arguments["videos_kwargs"] = {
+            "video_metadata": [[_metadata(clip) for clip in row] for row in clips],
+            "do_sample_frames": False,
+        }
+    return arguments
+
+
+def _clip(path: Path, options: MediaOptions) -> Clip:
+    clip = load_video(path, options.video)
+    height, width = clip.frames.shape[1:3]
+    if final_size((width, height), options.image) == (width, height):
+        return clip
+    frames = [np.asarray(resized(Image.fromarray(frame), options.image)) for frame in clip.frames]
+    return dataclasses.replace(clip, frames=np.stack(frames))
+
+
+def _clip_shape(path: Path, options: MediaOptions) -> ClipShape:
+    header = video_header(path, options.video)
+    width, height = final_size((header.width, header.height), options.image)
+    return ClipShape(height, width, tuple(frame_numbers(header, options.video)), header.fps)
+
+
+def _metadata(clip: Clip) -> VideoMetadata:
+    header = clip.header
+    return VideoMetadata(
+        total_num_frames=header.frames,
+        fps=header.fps or None,
+        width=header.width,
+        height=header.height,
+        duration=header.frames / header.fps if header.fps else None,
+        video_backend=clip.library,
+        frames_indices=clip.numbers,
+    )
+
+
+def _named(read: Callable[[Path, Any], T], path: Path, options: Any, example: Example, role: str) -> T:
+    try:
+        return read(path, options)
+    except MediaError as error:
+        raise MediaError(error.reason, f"{example.place(role)}: {error}") from None

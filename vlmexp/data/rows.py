@@ -1,0 +1,153 @@
+"""Rows as a source gives them to rows as they are stored: text as text, answers as lists, media as lists of paths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vlmexp.data.example import MEDIA_ROLES, answer_texts, is_missing, plain_text
+from vlmexp.errors import UserError
+
+_ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
+
+
+class BadSample(UserError):
+    """A row that cannot be used: by its text, or by a media value that names no file."""
+
+    def __init__(self, reason: str, column: str | None, text: str) -> None:
+        super().__init__(text)
+        self.reason, self.column = reason, column
+
+
+class MediaStore:
+    """Stores encoded media under the hash of their bytes, so that each distinct one is stored once.
+
+    Attributes:
+        kinds: every file that a row refers to -> image or video.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.kinds: dict[Path, str] = {}
+        (root / "media").mkdir()
+
+    def paths(self, value: Any, kind: str) -> list[str]:
+        """The paths to keep in a row: relative to the root for bytes, which are stored, absolute for files.
+
+        Raises:
+            ValueError: the value, or one in the list, is neither a path nor encoded bytes.
+        """
+        if is_missing(value) or value == "":
+            return []
+        return [self._path(item, kind) for item in (value if isinstance(value, list | tuple) else [value])]
+
+    def _path(self, value: Any, kind: str) -> str:
+        if isinstance(value, dict):  # how the datasets library and parquet files hold an encoded file
+            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        if is_missing(value) or value == "":
+            raise ValueError(f"there is nothing where the path of the {kind} should be")
+        if isinstance(value, str) and "://" in value:
+            raise ValueError(f"{value} is an address: download the file and name its path")
+        if isinstance(value, bytes):
+            ending = next((e for magic, e in _ENDINGS.items() if value.startswith(magic)), ".bin")
+            path = Path("media", f"{hashlib.sha256(value).hexdigest()[:20]}{ending}")
+            if not (self.root / path).exists():
+                (self.root / path).write_bytes(value)
+        elif isinstance(value, str | Path):
+            path = Path(value).expanduser().absolute()
+        else:
+            raise ValueError(f"{value!r} is a {type(value).__name__} and no path")
+        self.kinds[path] = kind
+        return str(path)
+
+
+def stored_row(
+    row: Mapping[str, Any], columns: Mapping[str, str | None], required: Sequence[str], store: MediaStore
+) -> dict[str, Any]:
+    """The row to store.
+
+    Args:
+        columns: role -> column.
+        required: roles whose text must not be empty.
+
+    Raises:
+        BadSample: a required text is empty, a text is no text, or a media value is no path and no bytes.
+    """
+    # Encoded files in a column without a role have no use.
+    stored = {column: value for column, value in row.items() if not _is_file(value)}
+    for role, column in columns.items():
+        if column is None:
+            continue
+        value = row.get(column)
+        try:
+            stored[column] = (
+                store.paths(value, role)
+                if role in MEDIA_ROLES
+                else answer_texts(value)
+                if role == "answer"
+                else plain_text(value)
+            )
+        except ValueError as error:
+            raise BadSample(
+                f"no {role}" if role in MEDIA_ROLES else f"{role} is no text", column, f"{error}."
+            ) from None
+        text = stored[column]
+        if role in required and not (text.strip() if isinstance(text, str) else text):
+            raise BadSample(f"empty {role}", column, f"the {role} is empty.")
+    return stored
+
+
+class TableBuilder:
+    """Collects rows into an Arrow table, a chunk at a time; a column whose values have no common type becomes text."""
+
+    def __init__(self, chunk: int = 10_000) -> None:
+        self._chunk, self._rows, self._tables = chunk, list[dict[str, Any]](), list[dict[str, pa.Array]]()
+        self.count = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        self.count += 1
+        if len(self._rows) == self._chunk:
+            self._close_chunk()
+
+    def table(self) -> pa.Table:
+        """All rows; a column that a row did not have is null there."""
+        if self._rows:
+            self._close_chunk()
+        names = list(dict.fromkeys(name for columns in self._tables for name in columns))
+        return pa.table({name: self._column(name) for name in names})
+
+    def _close_chunk(self) -> None:
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        self._tables.append({name: _array([row.get(name) for row in self._rows]) for name in names})
+        self._rows = []
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        chunks = [c[name] if name in c else pa.nulls(len(next(iter(c.values())))) for c in self._tables]
+        parts = [pa.table({name: chunk}) for chunk in chunks]
+        try:
+            return pa.concat_tables(parts, promote_options="permissive")[name]
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            return pa.chunked_array([_text_array(chunk.to_pylist()) for chunk in chunks])
+
+
+def _array(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
+        return _text_array(values)
+
+
+def _text_array(values: list[Any]) -> pa.Array:
+    texts = [None if v is None else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
+    return pa.array([t if t is None else t.encode(errors="replace").decode() for t in texts], pa.string())
+
+
+def _is_file(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, bytes | Path) or (isinstance(first, dict) and "bytes" in first)

@@ -1,0 +1,69 @@
+"""Reading every image and video of a data set once, before anything is trained on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vlmexp.data.images import MediaError, load_image
+from vlmexp.data.video_readers import resolve_library
+from vlmexp.data.videos import check_video
+from vlmexp.files import file_digest
+
+_WORKERS = min(16, os.cpu_count() or 1)  # threads: decoding and hashing let go of Python's lock
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What is known of a file: its state on disk, the hash of its content, and what is wrong with it."""
+
+    state: list[int] | None  # see `state`
+    sha256: str | None
+    error: MediaError | None
+
+
+def verify(media: Mapping[Path, str], root: Path, description: str) -> dict[Path, Verified]:
+    """Decode all pixels of every image, and the first, a middle and the last frame of every video.
+
+    Args:
+        media: file, relative to `root` or absolute -> image or video.
+    """
+    if "video" in media.values():
+        resolve_library("auto")  # that none is installed is no fault of the files
+
+    def verified(path: Path, kind: str) -> Verified:
+        file, error = root / path, None
+        try:
+            if kind == "video":
+                check_video(file, "auto")
+            else:
+                load_image(file)
+        except MediaError as raised:
+            error = MediaError(raised.reason, str(raised).replace(str(file), str(path)))
+        return Verified(state(file), content(file), error)
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        found = pool.map(verified, media, media.values())
+        return dict(zip(media, tqdm(found, description, total=len(media), unit=" files", leave=False), strict=True))
+
+
+def state(path: Path) -> list[int] | None:
+    """Size in bytes and time of the last change in ns of a file; None if it cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def content(path: Path) -> str | None:
+    """SHA-256 of the file's bytes; None if they cannot be read."""
+    try:
+        return file_digest(path)
+    except OSError:
+        return None

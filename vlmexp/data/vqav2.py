@@ -1,0 +1,100 @@
+"""VQA v2 in its official form: questions and annotations as JSON, COCO images by split.
+
+Goyal et al. (https://arxiv.org/abs/1612.00837), https://visualqa.org/download.html. Below `root`:
+
+    v2_OpenEnded_mscoco_train2014_questions.json   v2_mscoco_train2014_annotations.json   train2014/COCO_train2014_*.jpg
+    v2_OpenEnded_mscoco_val2014_questions.json     v2_mscoco_val2014_annotations.json     val2014/COCO_val2014_*.jpg
+
+443,757 questions about 82,783 images to train on and 214,354 about 40,504 to validate, with ten answers each. The
+answers of the test split are not published: use the validation split as the test split, as most papers do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlmexp.data.download import fetch_archive
+from vlmexp.errors import UserError
+
+_NAMES = {"train": ("train2014", "Train"), "validation": ("val2014", "Val")}  # split -> COCO's name, the archives' name
+
+
+def vqav2(
+    root: str,
+    download: bool = True,
+    questions_url: str = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa",
+    images_url: str = "http://images.cocodataset.org/zips",
+) -> dict[str, Iterable[dict[str, Any]]]:
+    """VQA v2, rows with `image`, `question`, `answers` (ten), `answer_type`, `question_type` and ids.
+
+    Args:
+        root: folder with the official files; what is not there is downloaded into it, 20 GB in all.
+        download: false: what is not there is an error.
+        questions_url, images_url: where the official archives are.
+
+    Raises:
+        UserError: something is missing and is not, or cannot be, downloaded.
+    """
+    folder = Path(root).expanduser().resolve()
+
+    def rows(split: str) -> Iterator[dict[str, Any]]:
+        coco, title = _NAMES[split]
+        for url, holds in (
+            (f"{questions_url}/v2_Questions_{title}_mscoco.zip", _questions(coco)),
+            (f"{questions_url}/v2_Annotations_{title}_mscoco.zip", _annotations(coco)),
+            (f"{images_url}/{coco}.zip", coco),
+        ):
+            if download:
+                fetch_archive(url, folder, holds)
+            elif not (folder / holds).exists():
+                raise UserError(
+                    f"dataset.options.root={root} has no {holds}, and dataset.options.download is false: "
+                    f"it is in {url}."
+                )
+        annotations = {row["question_id"]: row for row in _entries(folder / _annotations(coco), "annotations")}
+        for question in _entries(folder / _questions(coco), "questions"):
+            yield _row(question, annotations.get(question["question_id"], {}), folder / coco, coco)
+
+    return {split: rows(split) for split in _NAMES}
+
+
+def vqav2_files(root: str) -> list[Path]:
+    """The files below `root` with questions and annotations."""
+    folder = Path(root).expanduser().resolve()
+    return [folder / name(coco) for coco, _ in _NAMES.values() for name in (_questions, _annotations)]
+
+
+def _row(question: Mapping[str, Any], annotation: Mapping[str, Any], images: Path, coco: str) -> dict[str, Any]:
+    """One question with its annotation; without one there are no answers."""
+    return {
+        "id": question["question_id"],
+        "image": images / f"COCO_{coco}_{question['image_id']:012d}.jpg",
+        "question": question["question"],
+        "answers": [answer["answer"] for answer in annotation.get("answers", [])],
+        "answer_type": annotation.get("answer_type"),
+        "question_type": annotation.get("question_type"),
+        "image_id": question["image_id"],
+    }
+
+
+def _entries(path: Path, name: str) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))[name]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as the official file: {type(error).__name__}: {error}. "
+            "Delete it to download it again."
+        ) from None
+    assert isinstance(entries, list)
+    return entries
+
+
+def _questions(coco: str) -> str:
+    return f"v2_OpenEnded_mscoco_{coco}_questions.json"
+
+
+def _annotations(coco: str) -> str:
+    return f"v2_mscoco_{coco}_annotations.json"
