@@ -79,11 +79,13 @@ def check_processor(model_id: str, processor: ProcessorMixin, config: PreTrained
     theirs = next(
         (i for name in ("image_token_id", "image_token_index") if (i := _number(config, name)) is not None), None
     )
-    ours = _number(processor, "image_token_id")
-    if None not in (ours, theirs) and ours != theirs:
+    # Gemma 3's processor has one token for an image in the text and another for each of its places in the tokens.
+    owners = (processor, processor.tokenizer)
+    marks = {mark for owner in owners if (mark := _number(owner, "image_token_id")) is not None}
+    if theirs is not None and marks and theirs not in marks:
         raise UserError(
-            f"model.id={model_id}: its processor marks images with token {ours}, its config.json says {theirs}: "
-            "is its tokenizer.json there, and of the same model?"
+            f"model.id={model_id}: its processor marks images with token {' or '.join(map(str, sorted(marks)))}, its "
+            f"config.json says {theirs}: is its tokenizer.json there, and of the same model?"
         )
     vision = getattr(config, "vision_config", None)
     for name, its_name in SHARED_SIZES.items():
