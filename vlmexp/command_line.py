@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vlmexp import config as schema
+from vlmexp import distributed
 from vlmexp.config import Config
 from vlmexp.errors import UserError, closest
 from vlmexp.runs import refuse_other_config, require_run
@@ -22,6 +24,8 @@ vlmexp fine-tunes vision-language models: one config, one command, one run direc
   python -m vlmexp peft.r=32 train.max_steps=100   any option of PEFT's and the Trainer's own classes
   python -m vlmexp run=outputs/DAY/TIME            continue a run from its newest checkpoint
   python -m vlmexp -m peft.r=8,16 seed=0,1         a sweep: one run for each combination
+  python -m vlmexp -m peft.r=8,16 hydra/launcher=slurm     the same as SLURM jobs (slurm_local: as processes)
+  python -m vlmexp stage=status sweep=multirun/DAY/TIME    how they stand; stage=resume starts what is missing
   python -m vlmexp stage=compare                   which run is best; compare.html=report.html shows why
   python -m vlmexp model=qwen2vl --cfg job         show every option with its value, and stop
 
@@ -127,6 +131,36 @@ def inherit_from_run(arguments: list[str]) -> list[str]:
         rest = [text for text in given if key_of(text) != "run"]
         return [*flags, *inherited, *source, f"stage={stage}", *(t for t in rest if key_of(t) != "stage"), *inside]
     return [*flags, *inherited, *given]
+
+
+def command_of(arguments: list[str], commands: Iterable[str]) -> str | None:
+    """The command that `stage=` names, if it names one and no stage."""
+    named = {key_of(override): override.partition("=")[2] for override in overrides(arguments)}
+    return next((command for command in commands if command == named.get("stage")), None)
+
+
+def same_directory_on_all_ranks(arguments: list[str]) -> list[str]:
+    """Give the ranks of one job one run directory: each would compose its own from the time of its start.
+
+    Raises:
+        UserError: a sweep, or ranks that have no way to agree.
+    """
+    if "-m" in arguments or "--multirun" in arguments:
+        raise UserError(
+            "A sweep does not run inside torchrun or accelerate launch: choose hydra/launcher=slurm or slurm_local "
+            "with hydra.launcher.tasks_per_node, and each point gets its processes."
+        )
+    others = [] if distributed.rank() == 0 else ["hydra.output_subdir=null"]  # Hydra's own files are written once
+    if not is_single_run(arguments) or "hydra.run.dir" in {key_of(override) for override in overrides(arguments)}:
+        return [*arguments, *others]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise UserError(
+            "The ranks of this job were not started by torchrun and cannot agree on a run directory: "
+            "set hydra.run.dir=DIRECTORY."
+        )
+    started = distributed.agreed_start()
+    directory = f"${{paths.outputs}}/{started:%Y-%m-%d}/{started:%H-%M-%S-%f}"
+    return [*arguments, f"hydra.run.dir={directory}", *others]
 
 
 def refuse_occupied_directory(given: list[str], config: Config) -> None:

@@ -56,6 +56,7 @@ RESERVED_TRAIN = {
     "hub_strategy": "export.push_to_hub",
     "hub_always_push": "export.push_to_hub",
     "hub_revision": "export.push_to_hub",
+    "enable_jit_checkpoint": "a plain SIGTERM, at which every run saves its state and ends as preempted,",
 }
 # What TrainingArguments takes without a word, and what then fails or trains nothing.
 LEAST_TRAIN = {
@@ -565,6 +566,12 @@ def _check_open_leaves(config: Config) -> None:
         for name in RESERVED_MODEL_KWARGS.keys() & getattr(config.model, group).keys():
             raise UserError(
                 f"model.{group}.{name} has an option of its own: use {RESERVED_MODEL_KWARGS[name]} instead."
+            )
+    for name in ("fsdp", "deepspeed"):
+        if config.train.get(name):
+            raise UserError(
+                f"train.{name}={config.train[name]}: weights are not sharded here, each process holds the whole model. "
+                "Leave it out; for less memory choose train=low_memory or peft.quantization."
             )
     check_fields("train", library_options(config.train, TrainExtras), "transformers", "TrainingArguments")
     ours = train_extras(config)

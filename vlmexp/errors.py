@@ -9,6 +9,8 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user can put right. The command line prints its text and no traceback."""
 
+    exit_code = 2
+
 
 def closest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'X'?"` if a known name is close to `name`, else nothing."""

@@ -22,11 +22,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vlmexp import command_line
+from vlmexp import command_line, distributed
 from vlmexp.config import Config, checked, schema_node
 from vlmexp.data.sources import find_source
 from vlmexp.errors import UserError, unknown
 from vlmexp.evaluation.score import find_metric
+from vlmexp.interruption import Preempted, back_to_the_queue
 from vlmexp.runs import Run
 
 Stage = Callable[[Config, Run], dict[str, Any]]
@@ -41,6 +42,11 @@ STAGES = {
     "compare": "vlmexp.comparison.stage.compare",
 }
 READING = ("compare",)  # functions of the config alone: they read run directories and get none of their own
+# What looks at runs and sweeps and opens none: functions of the options behind the name, called without Hydra.
+COMMANDS = {
+    "resume": "vlmexp.launch.commands.resume",
+    "status": "vlmexp.launch.commands.status",
+}
 _PACKAGED = Path(__file__).parent / "conf"  # in a wheel; in a checkout conf/ lies beside the package
 CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 
@@ -82,9 +88,16 @@ def job(composed: DictConfig) -> float | None:
         stage = find_stage(config.stage)
         # The search path belongs to a run: without it, `run=` could not find the user's own YAML again.
         search_path = [text for text in hydra_config.overrides.hydra if text.startswith("hydra.searchpath=")]
+        distributed.start()
         with Run.open(directory, config, [*hydra_config.overrides.task, *search_path]) as run:
             result = stage(config, run)
             run.update(result=result)
+        distributed.stop()
+    except Preempted as stopped:
+        if distributed.rank() == 0:
+            print(f"vlmexp: Stopped by {stopped}. Continue with run={directory}", file=sys.stderr)
+        back_to_the_queue(stopped.signal)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print(f"\nvlmexp: Interrupted. Continue with run={directory}", file=sys.stderr)
         sys.exit(130)
@@ -100,7 +113,14 @@ def check_before_launch(arguments: list[str]) -> Config:
     """Compose and check the config of a single run before Hydra makes a directory for it."""
     overrides = command_line.overrides(arguments)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        config = checked(hydra.compose("config", overrides))
+        config = check(hydra.compose("config", overrides))
+    command_line.refuse_occupied_directory(overrides, config)
+    return config
+
+
+def check(composed: DictConfig) -> Config:
+    """All that can be said about a config before its run starts; raises UserError."""
+    config = checked(composed)
     if config.stage in READING:
         return config
     if config.stage not in STAGES:
@@ -108,7 +128,6 @@ def check_before_launch(arguments: list[str]) -> Config:
     find_source(config.dataset.source, config.dataset.options)
     for metric in [*config.dataset.metrics, *(config.evaluation.metrics or [])]:
         find_metric(metric)
-    command_line.refuse_occupied_directory(overrides, config)
     return config
 
 
@@ -122,11 +141,17 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         if any(flag in sys.argv[1:] for flag in ("--help", "-h")):
-            print(command_line.help_text(CONFIG_DIR, STAGES))
+            print(command_line.help_text(CONFIG_DIR, [*STAGES, *COMMANDS]))
             return
         command_line.read_dotenv()
         command_line.refuse_sweeps_of(READING, sys.argv[1:])
+        if command := command_line.command_of(sys.argv[1:], COMMANDS):
+            module_name, _, function_name = COMMANDS[command].rpartition(".")
+            getattr(importlib.import_module(module_name), function_name)(sys.argv[1:])
+            return
         sys.argv[1:] = command_line.inherit_from_run(sys.argv[1:])
+        if distributed.world_size() > 1:
+            sys.argv[1:] = command_line.same_directory_on_all_ranks(sys.argv[1:])
         if command_line.is_single_run(sys.argv[1:]):
             config = check_before_launch(sys.argv[1:])
             if config.stage in READING:
@@ -147,7 +172,7 @@ def stop(error: Exception, directory: Path | None = None) -> NoReturn:
     """Print one sentence and exit: with 2 if the user can put it right, else with 1."""
     code = 2
     if isinstance(error, UserError):
-        text = str(error)
+        code, text = error.exit_code, str(error)
     elif isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         text = command_line.explain(error)
     else:

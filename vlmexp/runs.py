@@ -29,10 +29,11 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from vlmexp import __version__, provenance
+from vlmexp import __version__, distributed, provenance
 from vlmexp.config import Config
 from vlmexp.errors import UserError
 from vlmexp.files import digest, read_json, read_jsonl, write_json, write_text
+from vlmexp.interruption import Interruption, Preempted
 
 HEARTBEAT_S = 30.0
 # What may change without changing a result.
@@ -114,12 +115,14 @@ class Run:
     """An open run directory. Only the main process writes.
 
     `record` is the content of run.json; every change goes through `update`, which replaces the file at once.
+    `interruption` knows whether the run was told to stop.
     """
 
-    def __init__(self, directory: Path, record: dict[str, Any], is_main: bool) -> None:
+    def __init__(self, directory: Path, record: dict[str, Any], is_main: bool, interruption: Interruption) -> None:
         self.directory = directory
         self.record = record
         self.is_main = is_main
+        self.interruption = interruption
         self._lock = threading.RLock()
 
     @classmethod
@@ -130,7 +133,7 @@ class Run:
         Raises:
             UserError: the directory belongs to another configuration, or another process is working in it.
         """
-        is_main = int(os.environ.get("RANK", "0")) == 0
+        is_main = distributed.rank() == 0
         values = dataclasses.asdict(config)
         directory = directory.resolve()
         try:
@@ -140,13 +143,14 @@ class Run:
             raise UserError(f"The run directory {directory} cannot be written: {error.strerror}.") from None
         refuse_other_config(directory, values)
         path = directory / "run.json"
-        record = read_json(path) if path.exists() else _new_record(directory, values)
+        record = read_json(path) if path.exists() else _new_record(directory, values, is_main)
         record["status"] = "running"
         record.pop("error", None)
         record["overrides"] = overrides
         record["attempts"].append({"stage": config.stage, **_attempt()})
-        run = cls(directory, record, is_main)
-        with _log_to(directory / "train.log") if is_main else contextlib.nullcontext():
+        log_name = "train.log" if is_main else f"train-rank{distributed.rank()}.log"
+        with Interruption.listening() as interruption, _log_to(directory / log_name, to_terminal=is_main):
+            run = cls(directory, record, is_main, interruption)
             if is_main:
                 write_text(directory / "config.resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
             run.update()
@@ -155,6 +159,9 @@ class Run:
             beat.start()
             try:
                 yield run
+            except Preempted:
+                run._finish("preempted")
+                raise
             except BaseException as error:
                 log.debug("".join(traceback.format_exception(error)))
                 run._finish("failed", error=f"{type(error).__name__}: {error}")
@@ -187,6 +194,7 @@ class Run:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """Record start, end and seconds of a stage; what the block puts into the yielded dict is kept as its result."""
+        self.interruption.check()
         started = time.monotonic()
         entry: dict[str, Any] = {"status": "running", "started": now()}
         self.update(stages={**self.record["stages"], name: entry})
@@ -194,6 +202,7 @@ class Run:
         yield result
         entry = {**entry, "status": "done", "seconds": round(time.monotonic() - started, 3), **result}
         self.update(stages={**self.record["stages"], name: entry})
+        distributed.barrier()  # what rank 0 has written is there for all ranks
 
     def stage_result(self, name: str) -> dict[str, Any] | None:
         """What a finished stage of this run recorded."""
@@ -223,7 +232,7 @@ class Run:
             self.update(status=status, attempts=attempts, **values)
 
 
-def _new_record(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _new_record(directory: Path, config: dict[str, Any], is_main: bool) -> dict[str, Any]:
     return {
         "id": f"{directory.name}-{secrets.token_hex(3)}",
         "key": config_key(config),
@@ -235,7 +244,7 @@ def _new_record(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         "stages": {},
         "result": {},
         "fallbacks": [],
-        "git": provenance.git_state(directory),
+        "git": provenance.git_state(directory) if is_main else None,
         "packages": provenance.package_versions(),
         "hardware": provenance.hardware(),
     }
@@ -265,22 +274,28 @@ def _lock(directory: Path) -> IO[str]:
 
 
 @contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Send all log records to a file, and those from INFO on of vlmexp (WARNING of others) to the terminal."""
+def _log_to(path: Path, to_terminal: bool) -> Iterator[None]:
+    """Send all log records to a file, and those from INFO on of vlmexp (WARNING of others) to the terminal.
+
+    Without `to_terminal` nothing that the block prints gets there either.
+    """
     to_file = logging.FileHandler(path, delay=True)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    to_terminal = logging.StreamHandler(sys.stderr)
-    to_terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
     # Python's own warnings are for developers of the libraries: they go to the file only.
     least = {"vlmexp": logging.INFO, "py": logging.ERROR}
-    to_terminal.addFilter(lambda record: record.levelno >= least.get(record.name.partition(".")[0], logging.WARNING))
+    terminal.addFilter(lambda record: record.levelno >= least.get(record.name.partition(".")[0], logging.WARNING))
     logging.captureWarnings(True)
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    root.handlers, root.level = [to_file, to_terminal], logging.INFO
+    root.handlers, root.level = [to_file, *([terminal] if to_terminal else [])], logging.INFO
     log.setLevel(logging.DEBUG)
     try:
-        yield
+        with Path(os.devnull).open("w") as nowhere:
+            out, err = (sys.stdout, sys.stderr) if to_terminal else (nowhere, nowhere)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                yield
     finally:
         logging.captureWarnings(False)
         root.handlers, root.level = before

@@ -29,8 +29,10 @@ def generate_answers(
     options: Mapping[str, Any] | None = None,
     description: str = "evaluate",
     share_images: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> list[str]:
-    """The model's answer to each example, in the examples' order.
+    """The model's answer to each example, in the examples' order; of several ranks, to those of this rank's batches.
 
     Batches hold prompts of like length (`lengths`, in tokens), padded on the left, or with `share_images` all questions
     about an image together; the answers are the same.
@@ -38,6 +40,7 @@ def generate_answers(
     Args:
         options: further fields of transformers.GenerationConfig, which sharing does not take; without any, decoding is
             greedy.
+        rank: this one of `ranks` processes, which take the batches in turn; the answers of the others are empty.
     """
     config = GenerationConfig(
         **{**GREEDY, "max_new_tokens": max_new_tokens, "pad_token_id": collator.pad_id, **(options or {})}
@@ -45,6 +48,7 @@ def generate_answers(
     config.eos_token_id = _end_ids(model, collator)
     share_images = share_images and not options
     batches = by_image(examples, lengths, batch_size) if share_images else by_length(lengths, batch_size)
+    batches = batches[rank::ranks]
     answers = [""] * len(examples)
     was_training = model.training
     model.eval()

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, ProcessorMixin
 
+from vlmexp import distributed
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import fit, token_lengths
 from vlmexp.collator.media import media_key
@@ -121,6 +122,8 @@ def evaluate_model(
     }
     if name == FINETUNED and evaluation.blind != "none":
         result["blind"] = evaluate_blind(config, model, collator, rows, metrics, max_new_tokens)
+    if not run.is_main:
+        return {"n": result["n"], "metrics": result["metrics"]}
     write_jsonl(
         run.path("evaluation", f"{name}_predictions.jsonl"),
         (
@@ -150,12 +153,17 @@ def generated(
     max_new_tokens: int,
     description: str,
 ) -> list[str]:
-    """The answers to all examples, as `evaluation` says; questions on one image share it where that is exact."""
+    """The answers to all examples, on every rank; the ranks take the batches in turn.
+
+    Questions about one image share it where that is exact.
+    """
     keys = [str(media_key(example) or index) for index, example in enumerate(examples)]
-    return generate_answers(
+    own = generate_answers(
         model, collator, examples, lengths, config.evaluation.batch_size, max_new_tokens, config.evaluation.generation,
         description, share_images=shares_images(config, collator, keys, with_loss=False),
+        rank=distributed.rank(), ranks=distributed.world_size(),
     )  # fmt: skip
+    return ["".join(answers) for answers in zip(*distributed.gathered(own), strict=True)]
 
 
 def evaluate_blind(

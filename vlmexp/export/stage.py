@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from vlmexp import distributed
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import fit
 from vlmexp.config import Config, peft_extras
@@ -61,23 +62,24 @@ def check_export(config: Config) -> None:
 def export_model(config: Config, run: Run, again: bool = False) -> None:
     """Write `deployment_model/`, unless this run has done so and it is still there."""
     written = run.stage_result("export") is not None and run.path("deployment_model").is_dir()
-    if run.is_main and (again or not written):
+    if again or not distributed.gathered(written)[0]:
         with run.stage("export"):
-            set_threads(config)
-            _export(config, run)
+            if run.is_main:
+                set_threads(config)
+                _export(config, run)
 
 
 def publish(config: Config, run: Run, again: bool = False) -> None:
     """Write the model cards with what is known by now, and push, unless this run has done so."""
-    if not run.is_main:
-        return
-    write_cards(config, run)
+    if run.is_main:
+        write_cards(config, run)
     repository = config.export.push_to_hub
     if repository is not None and (again or run.stage_result("push") is None):
         with run.stage("push") as result:
-            folder = run.path("model" if config.export.push == "adapter" else "deployment_model")
-            commit = push(folder, repository, config.export.private, f"vlmexp run {run.record['id']}")
-            result |= {"repository": repository, "what": config.export.push, "commit": commit}
+            if run.is_main:
+                folder = run.path("model" if config.export.push == "adapter" else "deployment_model")
+                commit = push(folder, repository, config.export.private, f"vlmexp run {run.record['id']}")
+                result |= {"repository": repository, "what": config.export.push, "commit": commit}
 
 
 def _export(config: Config, run: Run) -> None:

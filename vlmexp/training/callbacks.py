@@ -1,8 +1,9 @@
-"""What happens beside the training steps: the metrics file and the progress bar."""
+"""What happens beside the training steps: stopping when told to, the metrics file and the progress bar."""
 
 from __future__ import annotations
 
 import resource
+import signal
 import time
 from typing import Any
 
@@ -10,7 +11,31 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlmexp.runs import Run
+from vlmexp import distributed
+from vlmexp.interruption import Preempted
+from vlmexp.runs import Run, now
+
+
+class StopWhenTold(TrainerCallback):
+    """Ends training at the first step boundary after a signal, as soon as that step's checkpoint is written.
+
+    The ranks of a job agree on the step. It has to stand before callbacks that look at `should_save`.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._stopping = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.run.update(progress={"step": state.global_step, "of": state.max_steps, "since": now()})
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if distributed.any_rank(self.run.interruption.signal is not None):
+            self._stopping = control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._stopping:
+            raise Preempted(self.run.interruption.signal or signal.SIGTERM)
 
 
 class MetricsFile(TrainerCallback):

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProgressCallback, TrainingArguments, set_seed
+from peft import PeftModel
+from transformers import PreTrainedModel, ProcessorMixin, ProgressCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
+from vlmexp import distributed
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import Fitted, fit
 from vlmexp.config import Config, TrainExtras, library_options, peft_extras, train_extras
+from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.models.adapter import attach, trainable_parameters
 from vlmexp.models.export import public_id, save_adapter
 from vlmexp.models.fit import check_forward
-from vlmexp.models.load import check_model, commit, load_model
+from vlmexp.models.load import ModelSource, check_model, commit, load_model
 from vlmexp.parts import (
     adapter_config,
     build_collator,
@@ -32,7 +36,7 @@ from vlmexp.report import print_paths
 from vlmexp.runs import Run
 from vlmexp.tracking import tracked
 from vlmexp.training.audit import GradientAudit
-from vlmexp.training.callbacks import MetricsFile, ProgressBar, peak_memory_gib
+from vlmexp.training.callbacks import MetricsFile, ProgressBar, StopWhenTold, peak_memory_gib
 from vlmexp.training.checkpoints import is_last, newest_complete
 from vlmexp.training.learning_rates import require_parts
 from vlmexp.training.preflight import MemoryPreflight
@@ -64,94 +68,131 @@ def train_model(config: Config, run: Run) -> None:
             result |= _train(config, run)
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """The examples of each split (train, and validation if there is one), and for each a key of its media."""
+
+    splits: dict[str, Fitted]
+    keys: dict[str, list[str]]
+
+
 def _train(config: Config, run: Run) -> dict[str, Any]:
     set_threads(config)
     set_seed(config.seed)
-    adapter = adapter_config(config)
     source = model_source(config)
     processor = check_model(source, run.note_fallback)
     prepared = prepared_data(config, run)
     arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
     collator = build_collator(config, processor)
+    data = training_data(config, run, prepared, collator)
+    model = model_to_train(config, run, source, processor, collator.prompts([data.splits["train"][0]]))
+    trainer = build_trainer(config, run, model, collator, data, arguments)
 
-    splits = {
-        split: fit(collator, load_split(config, prepared, split), config.collator.max_length, config.collator.overlong)
-        for split in ("train", "validation")
-        if prepared.manifest["counts"][split]
-    }
-    if not len(splits["train"]):
-        raise UserError("collator.overlong=drop leaves no example to train on: raise collator.max_length.")
-    all_keys = {split: load_split(config, prepared, split).media_keys() for split in splits}
-    split_keys = {split: [all_keys[split][index] for index in fitted.kept] for split, fitted in splits.items()}
-    keys = split_keys["train"]
-    collator.share_images = shares_images(config, collator, keys, with_loss=True)
-    describe_data(run, splits, collator.share_images)
-
-    patterns = module_patterns(config)
-    base = load_model(source, run.note_fallback, config.seed)
-    check_forward(source.id, base, processor, collator.prompts([splits["train"][0]]))
-    model = attach(base, adapter, peft_extras(config).train_parts, patterns)
-    extras = train_extras(config)
-    rates = part_learning_rates(extras)
-    require_parts(model, rates, patterns.part_of)
-    trainable, total = trainable_parameters(model)
-    run.update(
-        model={
-            "id": config.model.id,
-            "commit": commit(source),
-            "class": model_class(model),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "trainable_parameters": trainable,
-            "parameters": total,
-        }
-    )
-
-    checkpoint = newest_complete(run.path("checkpoints"))
+    checkpoint = distributed.gathered(newest_complete(run.path("checkpoints")) if run.is_main else None)[0]
     run.forget_metrics_after(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
-    order = epoch_order(str(arguments.train_sampling_strategy), splits["train"], keys, collator, arguments)
-    sampler = EpochSampler(order, len(splits["train"]), config.seed)
-    trainer = VlmTrainer(
-        model=model,
-        args=arguments,
-        data_collator=collator,
-        train_dataset=splits["train"],
-        eval_dataset=splits.get("validation"),
-        train_sampler=sampler,
-        learning_rates=rates,
-        part_of=patterns.part_of,
-    )
-    if extras.memory_preflight:
-        rows = {
-            split: (fitted, split_keys[split] if collator.share_images else None) for split, fitted in splits.items()
-        }
-        trainer.add_callback(MemoryPreflight(trainer, sampler, rows["train"], rows.get("validation"), run.update))
-    if extras.gradient_audit != "off":
-        trainer.add_callback(GradientAudit(extras.gradient_audit, patterns.part_of, run.update))
-    trainer.add_callback(MetricsFile(run, arguments.train_batch_size * arguments.gradient_accumulation_steps))
-    trainer.add_callback(ProgressBar())
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    transformers_logging.disable_progress_bar()  # its bars for reading and writing weights would cut ours to pieces
     if checkpoint and is_last(checkpoint):
         trainer.restore_finished(checkpoint)
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with run.interruption.deferred():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.config.use_cache = True
-    save_adapter(trained, processor, run.path("model"), public_id(source))
+    if run.is_main:
+        save_adapter(trained, processor, run.path("model"), public_id(source))
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     eval_losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
     return {
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 4),
-        "examples": len(splits["train"]),
+        "examples": len(data.splits["train"]),
         **({"loss": losses[-1]} if losses else {}),
-        **({"eval_loss": eval_losses[-1], "eval_examples": len(splits["validation"])} if eval_losses else {}),
+        **({"eval_loss": eval_losses[-1], "eval_examples": len(data.splits["validation"])} if eval_losses else {}),
         **({"best_checkpoint": Path(b).name} if (b := trainer.state.best_model_checkpoint) else {}),
         "resumed_from": checkpoint.name if checkpoint else None,
         "peak_memory_gib": peak_memory_gib(),
     }
+
+
+def training_data(config: Config, run: Run, prepared: Prepared, collator: Collator) -> TrainingData:
+    """The splits after the overlong policy; decides whether the collator shares images, and records both."""
+    splits, keys = {}, {}
+    for split in ("train", "validation"):
+        if prepared.manifest["counts"][split]:
+            examples = load_split(config, prepared, split)
+            splits[split] = fit(collator, examples, config.collator.max_length, config.collator.overlong)
+            media = examples.media_keys()
+            keys[split] = [media[index] for index in splits[split].kept]
+    if not len(splits["train"]):
+        raise UserError("collator.overlong=drop leaves no example to train on: raise collator.max_length.")
+    collator.share_images = shares_images(config, collator, keys["train"], with_loss=True)
+    describe_data(run, splits, collator.share_images)
+    return TrainingData(splits, keys)
+
+
+def model_to_train(
+    config: Config, run: Run, source: ModelSource, processor: ProcessorMixin, batch: dict[str, torch.Tensor]
+) -> PreTrainedModel | PeftModel:
+    """The model with its adapter, tried on a batch of prompts and described in run.json."""
+    patterns = module_patterns(config)
+    base = load_model(source, run.note_fallback, config.seed)
+    check_forward(source.id, base, processor, batch)
+    model = attach(base, adapter_config(config), peft_extras(config).train_parts, patterns)
+    require_parts(model, part_learning_rates(config), patterns.part_of)
+    trainable, total = trainable_parameters(model)
+    run.update(
+        model={
+            "id": config.model.id,
+            "commit": commit(source),
+            "class": type(base).__name__,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "trainable_parameters": trainable,
+            "parameters": total,
+        }
+    )
+    return model
+
+
+def build_trainer(
+    config: Config,
+    run: Run,
+    model: PreTrainedModel | PeftModel,
+    collator: Collator,
+    data: TrainingData,
+    arguments: TrainingArguments,
+) -> VlmTrainer:
+    """The Trainer with our order of examples, checks and records."""
+    train, part_of = data.splits["train"], module_patterns(config).part_of
+    if arguments.world_size > 1 and len(train) % (arguments.train_batch_size * arguments.world_size):
+        run.note_fallback("The ranks' last batches of an epoch are filled up with examples from its beginning.")
+    order = epoch_order(str(arguments.train_sampling_strategy), train, data.keys["train"], collator, arguments)
+    sampler = EpochSampler(order, len(train), config.seed)
+    trainer = VlmTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=train,
+        eval_dataset=data.splits.get("validation"),
+        train_sampler=sampler,
+        learning_rates=part_learning_rates(config),
+        part_of=part_of,
+        callbacks=[StopWhenTold(run)],
+    )
+    extras = train_extras(config)
+    if extras.memory_preflight:
+        rows = {
+            split: (fitted, data.keys[split] if collator.share_images else None)
+            for split, fitted in data.splits.items()
+        }
+        trainer.add_callback(MemoryPreflight(trainer, sampler, rows["train"], rows.get("validation"), run.update))
+    if extras.gradient_audit != "off":
+        trainer.add_callback(GradientAudit(extras.gradient_audit, part_of, run.update))
+    trainer.add_callback(MetricsFile(run, examples_per_step(arguments)))
+    trainer.add_callback(ProgressBar())
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    transformers_logging.disable_progress_bar()  # its bars for reading and writing weights would cut ours to pieces
+    return trainer
 
 
 def training_arguments(config: Config, run: Run, has_validation: bool) -> TrainingArguments:
@@ -190,10 +231,16 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
         raise UserError(f"train: TrainingArguments refuses its options: {' '.join(str(error).split())}") from None
 
 
-def part_learning_rates(extras: TrainExtras) -> dict[str, float]:
+def part_learning_rates(config: Config) -> dict[str, float]:
     """Part of the model -> its own learning rate, where one is set."""
+    extras = train_extras(config)
     rates = {"vision": extras.vision_learning_rate, "projector": extras.projector_learning_rate}
     return {part: rate for part, rate in rates.items() if rate is not None}
+
+
+def examples_per_step(arguments: TrainingArguments) -> int:
+    """How many examples an optimizer step sees, on all ranks together."""
+    return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
 
 
 def has_precision(name: str) -> bool:
@@ -208,7 +255,7 @@ def epoch_order(
     if collator.share_images:
         return by_media(keys)
     if strategy == "group_by_length":
-        return by_length(examples.lengths, arguments.train_batch_size * arguments.gradient_accumulation_steps)
+        return by_length(examples.lengths, examples_per_step(arguments))
     if strategy == "random":
         return shuffled(len(examples))
     raise UserError(f"train.train_sampling_strategy={strategy!r} must be random or group_by_length.")
@@ -227,10 +274,3 @@ def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
         for split, fitted in splits.items()
     }
     run.update(data={**run.record["data"], "splits": about, "share_images": shared})
-
-
-def model_class(model: Any) -> str:
-    """Name of the model's class beneath an adapter."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    assert isinstance(inner, PreTrainedModel)
-    return type(inner).__name__

@@ -1,0 +1,110 @@
+"""Signals: at once where a stage can be repeated, behind a checkpoint in training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, cli_environment, only_run
+from vlmexp.files import read_json, read_jsonl
+from vlmexp.interruption import Interruption, Preempted
+from vlmexp.runs import Run
+
+TRAINING = [
+    "stage=train", "threads=1", "train.per_device_train_batch_size=8", "train.gradient_accumulation_steps=1",
+    "train.max_steps=30", "train.logging_steps=1", "train.eval_strategy=no", "train.save_steps=50",
+    "peft.lora_dropout=0.1", "dataset.max_examples={train: 300, validation: 8, test: 8}",
+]  # fmt: skip
+
+
+def test_a_signal_raises_at_once_or_at_the_end_of_a_deferred_block():
+    seen = []
+
+    def deferred(interruption: Interruption) -> None:
+        with interruption.deferred():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            seen.append("the block ends")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption.listening() as interruption, pytest.raises(Preempted, match="SIGUSR2"):
+        deferred(interruption)
+    assert seen == ["the block ends"]
+    with Interruption.listening(), pytest.raises(Preempted) as stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_forked_worker_dies_of_sigterm_and_does_not_mind_the_other_signal():
+    with Interruption.listening() as interruption:
+        for number, ending in ((signal.SIGUSR2, 7), (signal.SIGTERM, -signal.SIGTERM)):
+            child = os.fork()
+            if child == 0:
+                os.kill(os.getpid(), number)
+                os._exit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == ending
+        assert interruption.signal is None
+
+
+def test_the_run_says_preempted_and_no_further_stage_begins(compose, tmp_path):
+    def stages() -> None:
+        with Run.open(tmp_path, compose(), []) as run:
+            run.interruption._deferred = True
+            os.kill(os.getpid(), signal.SIGTERM)
+            with run.stage("train"):
+                pytest.fail("a stage began")
+
+    with pytest.raises(Preempted):
+        stages()
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["attempts"][0]["status"], record["stages"]) == ("preempted", "preempted", {})
+    assert "error" not in record
+
+
+def start(arguments: list[str], cwd: Path, data_dir: Path) -> subprocess.Popen[str]:
+    environment = cli_environment(data_dir)
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{cwd}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "vlmexp", *arguments], cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_kill_stops_a_stage_at_once(tmp_path, data_dir):
+    (tmp_path / "probe.py").write_text("import time\ndef stage(config, run):\n    time.sleep(600)\n    return {}\n")
+    process = start(["stage=probe.stage"], tmp_path, data_dir)
+    wait_for(lambda: list(tmp_path.glob("outputs/*/*/run.json")))
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert f"Stopped by SIGTERM. Continue with run={only_run(tmp_path)}" in said
+    assert read_json(only_run(tmp_path) / "run.json")["status"] == "preempted"
+
+
+@pytest.mark.slow
+def test_kill_saves_a_training(cli, tmp_path, data_dir):
+    run = tmp_path / "run"
+    process = start([*TRAINING, f"hydra.run.dir={run}"], tmp_path, data_dir)
+    wait_for(lambda: len(read_jsonl(run / "metrics.jsonl")) >= 3)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert read_json(run / "run.json")["status"] == "preempted"
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    done = cli(f"run={run}", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert read_json(run / "run.json")["stages"]["train"]["resumed_from"] == checkpoint.name
+    assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == list(range(1, 31))

@@ -1,0 +1,42 @@
+"""Two processes of torchrun: one run directory, every question answered once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import cli_environment, only_run
+from vlmexp.files import read_json, read_jsonl
+
+pytestmark = pytest.mark.slow
+
+JOB = [
+    "threads=1", "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1", "train.max_steps=2",
+    "train.eval_strategy=no", "evaluation.batch_size=16", "evaluation.blind_examples=20",
+    "dataset.max_examples={train: 300, validation: 8, test: 50}",
+]  # fmt: skip
+
+
+def test_the_pipeline_on_two_ranks(cli, tmp_path, data_dir):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "vlmexp", *JOB]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=cli_environment(data_dir), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    assert read_json(run / "run.json")["status"] == "done"
+    assert (run / "train-rank1.log").exists()
+    assert done.stdout.count("VQA accuracy") == 1
+    alone = cli("stage=eval_base", *JOB, f"hydra.run.dir={tmp_path / 'alone'}", timeout=300)
+    assert alone.returncode == 0, alone.stderr
+    name = "evaluation/base_vlm_model_predictions.jsonl"
+    assert read_jsonl(run / name) == read_jsonl(tmp_path / "alone" / name)
+    assert len(read_jsonl(run / "evaluation" / "finetuned_vlm_model_predictions.jsonl")) == 50
+
+
+def test_a_sweep_is_for_a_launcher(cli):
+    done = cli("-m", "peft.r=2,4", RANK="0", WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "hydra/launcher=slurm" in done.stderr

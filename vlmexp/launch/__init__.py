@@ -1,0 +1,1 @@
+"""Sweeps as jobs: on SLURM or as processes of this machine, and how they stand."""

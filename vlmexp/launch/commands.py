@@ -1,0 +1,130 @@
+"""stage=status and stage=resume: they ask a sweep's directory and its queue, and open no run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from vlmexp import command_line
+from vlmexp.errors import UserError, unknown
+from vlmexp.launch.client import current, refuse_failures, run_points
+from vlmexp.launch.snapshot import take_snapshot
+from vlmexp.launch.sweep import Standing, Sweep
+
+_REFRESH_S = 5.0
+_STYLES = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "preempted": "yellow"}
+_LAUNCHER = "hydra.launcher."
+
+
+def status(arguments: list[str]) -> None:
+    """Show a table of all points; on a terminal, until all of them have ended."""
+    options = _options(arguments, {"sweep"})
+    sweep = Sweep.named(options["sweep"])
+    standings = current(sweep)
+    console = Console()
+    if not console.is_terminal:
+        console.print(table(sweep, standings))
+        return
+    with Live(table(sweep, standings), console=console, auto_refresh=False) as live:
+        while any(standing.status in ("pending", "running") for standing in standings):
+            time.sleep(_REFRESH_S)
+            standings = current(sweep)
+            live.update(table(sweep, standings), refresh=True)
+
+
+def resume(arguments: list[str]) -> None:
+    """Submit again what is missing, lost or preempted, and with resume.failed=true what failed.
+
+    Numbers, directories, launcher settings and code are those of the sweep; `hydra.launcher.NAME=VALUE` changes a
+    setting, and resume.code=current runs the code as it is now.
+    """
+    options = _options(arguments, {"sweep", "resume.failed", "resume.code"})
+    sweep = Sweep.named(options["sweep"])
+    plan = sweep.plan
+    settings = dict(plan.settings)
+    for option, text in options.items():
+        if option.startswith(_LAUNCHER):
+            name = option.removeprefix(_LAUNCHER)
+            if name not in settings:
+                raise unknown("hydra.launcher option", name, settings)
+            settings[name] = OmegaConf.to_object(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]
+    wanted = ["missing", "lost", "preempted", *(["failed"] if _truth(options, "resume.failed") else [])]
+    standings = current(sweep)
+    points = [standing.point for standing in standings if standing.status in wanted]
+    left = {status: sum(s.status == status for s in standings) for status in ("done", "pending", "running", "failed")}
+    counts = ", ".join(f"{count} {name}" for name, count in left.items() if count and name not in wanted)
+    print(f"{sweep.directory}: {len(points)} of {len(standings)} points to run{f' ({counts})' if counts else ''}")
+    if not points:
+        return
+    code = options.get("resume.code", "same")
+    if code not in ("same", "current"):
+        raise UserError(f"resume.code={code} must be same or current.")
+    if code == "current":
+        from vlmexp.main import CONFIG_DIR
+
+        snapshot = take_snapshot(sweep.directory / "code", CONFIG_DIR)
+        plan = dataclasses.replace(plan, code=str(snapshot.relative_to(sweep.directory)))
+    refuse_failures(sweep, run_points(sweep, points, dataclasses.replace(plan, settings=settings)))
+
+
+def table(sweep: Sweep, standings: Sequence[Standing]) -> Table:
+    """One row a point."""
+    shown = Table(title=f"{sweep.directory}", title_justify="left")
+    varied = sweep.varied()
+    for heading, justify in (
+        ("point", "right"), ("status", "left"), ("job", "left"), ("stage", "left"), ("step", "right"),
+        ("loss", "right"), ("remaining", "right"), ("metric", "right"), ("overrides", "left"),
+    ):  # fmt: skip
+        shown.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for standing in standings:
+        record = standing.record or {}
+        running = [name for name, entry in record.get("stages", {}).items() if entry["status"] == "running"]
+        metric = (record.get("result") or {}).get("metric")
+        shown.add_row(
+            str(standing.point.point),
+            f"[{_STYLES.get(standing.status, 'default')}]{standing.status}[/]",
+            standing.job or "",
+            running[-1] if running and standing.status != "done" else "",
+            f"{standing.step or 0}/{standing.steps}" if standing.steps else "",
+            f"{standing.loss:.4g}" if standing.loss is not None else "",
+            _duration(standing.remaining_s) if standing.status == "running" else "",
+            f"{metric:.4g}" if metric is not None else "",
+            varied[standing.point.point],
+        )
+    counts = {name: sum(s.status == name for s in standings) for name in dict.fromkeys(s.status for s in standings)}
+    shown.caption = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return shown
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _options(arguments: list[str], known: set[str]) -> dict[str, str]:
+    given = {
+        command_line.key_of(text): text.partition("=")[2].strip("'\"") for text in command_line.overrides(arguments)
+    }
+    given.pop("stage")
+    for name in given:
+        if name not in known and not (name.startswith(_LAUNCHER) and "resume.failed" in known):
+            raise unknown("option", name, known)
+    if not given.get("sweep"):
+        raise UserError("sweep= is not set: name the directory of a sweep, such as sweep=multirun/DAY/TIME.")
+    return given
+
+
+def _truth(options: dict[str, str], name: str) -> bool:
+    text = options.get(name, "false").lower()
+    if text not in ("true", "false"):
+        raise UserError(f"{name}={text} must be true or false.")
+    return text == "true"

@@ -1,0 +1,187 @@
+"""Where jobs go: SLURM, or processes of this machine; both through submitit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlmexp.errors import UserError
+from vlmexp.launch.point import GPUS
+from vlmexp.launch.snapshot import python_environment, shell_lines
+
+# Settings that all of submitit's executors know; what else there is gets the executor's name before it.
+_SHARED = (
+    "timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout",
+)  # fmt: skip
+# Settings that are for the launcher and not for the job.
+_OURS = ("submitit_folder", "max_num_timeout", "wait", "cancel_on_interrupt")
+
+
+class Queue(Protocol):
+    """What a launcher needs to know of a queue."""
+
+    patience_s: float  # at most this long between two looks at it
+
+    @property
+    def parallel(self) -> int | None:
+        """How many jobs the client may have in it at once; None: the queue sees to it."""
+
+    def submit(self, functions: Sequence[Any], snapshot: Path) -> list[str]:
+        """One job for each function, run with the code of the snapshot; returns the jobs' names."""
+
+    def states(self, jobs: Sequence[str]) -> dict[str, str] | None:
+        """Job -> state of those jobs that have not ended; None if the queue does not answer."""
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        """End jobs; what they have not saved is lost."""
+
+    def cancel_command(self, jobs: Sequence[str]) -> str:
+        """What a user types for that."""
+
+
+def queue_of(kind: str, settings: Mapping[str, Any], folder: Path) -> Queue:
+    """The queue that a launcher's settings describe; job files and output go below `folder`."""
+    return SlurmQueue(settings, folder) if kind == "slurm" else LocalQueue(settings, folder)
+
+
+class SlurmQueue:
+    """SLURM, through sbatch, squeue and scancel. Accounting is not needed: a run directory tells how its run ended."""
+
+    parallel = None
+    patience_s = 15.0
+
+    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+        self.settings, self.folder = settings, folder
+
+    def submit(self, functions: Sequence[Any], snapshot: Path) -> list[str]:
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        try:
+            executor = submitit.AutoExecutor(
+                self.folder / "%j", cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"]
+            )
+        except RuntimeError:
+            raise UserError(
+                "hydra/launcher=slurm: there is no srun on this machine. Submit from a login node of the cluster, or "
+                "choose hydra/launcher=slurm_local."
+            ) from None
+        parameters = {
+            name if name in _SHARED else f"slurm_{name}": value
+            for name, value in self.settings.items()
+            if name not in _OURS and value is not None
+        }
+        # A rank that dies ends its job, instead of leaving the others to wait for it.
+        ours = shell_lines({**python_environment(snapshot), "SLURM_KILL_BAD_EXIT": "1"})
+        parameters["slurm_setup"] = [*(self.settings.get("setup") or []), *ours]
+        try:
+            executor.update_parameters(**parameters)
+            return [job.job_id for job in executor.submit_array(functions)]
+        except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+            raise UserError(f"hydra/launcher=slurm: sbatch refuses the jobs: {' '.join(str(error).split())}") from None
+        except (ValueError, TypeError, NameError) as error:
+            raise UserError(f"hydra.launcher: {' '.join(str(error).split())}") from None
+
+    def states(self, jobs: Sequence[str]) -> dict[str, str] | None:
+        arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}))
+        try:
+            asked = subprocess.run(
+                ["squeue", "-h", "-r", "-o", "%i|%T", "-j", arrays], capture_output=True, text=True, timeout=60
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if asked.returncode and "Invalid job id" not in asked.stderr:
+            return None
+        found = dict(line.split("|") for line in asked.stdout.split())
+        return {job: found[job] for job in jobs if job in found}
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        subprocess.run(["scancel", *jobs], capture_output=True, timeout=60, check=False)
+
+    def cancel_command(self, jobs: Sequence[str]) -> str:
+        return f"scancel {' '.join(sorted({job.partition('_')[0] for job in jobs}))}"
+
+
+class LocalQueue:
+    """Processes of this machine, at most `array_parallelism` at once, which outlive the client."""
+
+    patience_s = 1.0
+
+    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+        self.settings, self.folder = settings, folder
+        self.parallel: int | None = settings["array_parallelism"]
+
+    def submit(self, functions: Sequence[Any], snapshot: Path) -> list[str]:
+        import submitit
+
+        executor = submitit.AutoExecutor(
+            self.folder / "%j", cluster="local", local_max_num_timeout=self.settings["max_num_timeout"]
+        )
+        executor.update_parameters(
+            **{name: self.settings[name] for name in _SHARED if self.settings.get(name) is not None}
+        )
+        environment = python_environment(snapshot)
+        if self.settings["gpus_per_node"] is None and "CUDA_VISIBLE_DEVICES" in os.environ:
+            environment[GPUS] = os.environ["CUDA_VISIBLE_DEVICES"]
+        with _environment(environment), _detached(self.folder / "controllers.log"):
+            return [executor.submit(function).job_id for function in functions]
+
+    def states(self, jobs: Sequence[str]) -> dict[str, str] | None:
+        return {job: "RUNNING" for job in jobs if self._is_alive(job)}
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        for job in jobs:
+            if self._is_alive(job):
+                os.kill(int(job), signal.SIGTERM)  # submitit's controller passes it on
+
+    def cancel_command(self, jobs: Sequence[str]) -> str:
+        return f"kill {' '.join(jobs)}"
+
+    def _is_alive(self, job: str) -> bool:
+        """Whether the process is there and is still submitit's controller of this sweep."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(int(job), os.WNOHANG)  # the client's own child stays a zombie until someone asks
+        with contextlib.suppress(OSError):
+            command = Path("/proc", job, "cmdline").read_bytes()  # empty for a moment while the program is loaded
+            return str(self.folder).encode() in command or not command
+        return False
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _detached(log: Path) -> Iterator[None]:
+    """What the block starts outlives the client: it ignores Ctrl-C, and holds neither its terminal nor a pipe to it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        with log.open("ab") as file:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+        yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        signal.signal(signal.SIGINT, before)

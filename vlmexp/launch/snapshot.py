@@ -1,0 +1,59 @@
+"""A copy of the code and the config that a sweep was submitted with: what is edited later changes no queued job.
+
+A copy and no git worktree, as the package may come from a wheel, and as changes that are not committed count too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import vlmexp
+from vlmexp.files import new_folder
+
+PACKAGE = Path(vlmexp.__file__).parent
+_IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+def take_snapshot(folder: Path, config_dir: Path, search_path: Sequence[Path] = ()) -> Path:
+    """Copy the package, its Hydra plugin and the config folders to `folder/<digest>`, unless they are there already.
+
+    Returns:
+        the copy: the folder to put on PYTHONPATH, with `searchpath-0`, ... for the folders of `search_path`.
+    """
+    plugin = Path("hydra_plugins", "vlmexp_launcher")
+    sources = {Path("vlmexp"): PACKAGE, plugin: PACKAGE.parent / plugin}
+    if not config_dir.is_relative_to(PACKAGE):
+        sources[Path("conf")] = config_dir
+    sources |= {Path(f"searchpath-{number}"): path for number, path in enumerate(search_path)}
+    target = folder / _digest(sources.values())
+    if not target.exists():
+        with new_folder(target) as temporary:
+            for name, source in sources.items():
+                shutil.copytree(source, temporary / name, ignore=_IGNORED)
+    return target
+
+
+def python_environment(snapshot: Path) -> dict[str, str]:
+    """Environment variables under which Python imports the copy, and else what it would import here."""
+    # Python would put the working directory, which may be the checkout, before everything else.
+    path = [str(snapshot), *os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path.cwd())]
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, path)))}
+
+
+def shell_lines(environment: dict[str, str]) -> list[str]:
+    """The same as lines of a shell script."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+
+
+def _digest(folders: Iterable[Path]) -> str:
+    total = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                total.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:12]

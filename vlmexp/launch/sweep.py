@@ -1,0 +1,210 @@
+"""A sweep on disk: which points it has, which job each was given, and how they stand.
+
+multirun/<day>/<time>/
+  points.jsonl     {"point": 3, "overrides": ["peft.r=8"], "directory": "3"}, before anything is submitted
+  jobs.jsonl       {"point": 3, "job": "17_3", "submitted": "..."}, a line a submission
+  launch.json      the launcher's settings, for a later stage=resume
+  code/<digest>/   the package and the config folders as they were; the jobs run these
+  .submitit/       submitit's own files and each job's output
+  0/  1/  2/       the run directories
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vlmexp.errors import UserError
+from vlmexp.files import read_json, read_jsonl, write_json, write_jsonl
+from vlmexp.runs import HEARTBEAT_S, now
+
+STALE_S = 4 * HEARTBEAT_S  # a run without a sign of life for so long has no process any more
+_LOG_LINES = 4
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep; `directory` is relative to the sweep's."""
+
+    point: int
+    overrides: list[str]
+    directory: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a sweep's points are launched.
+
+    Attributes:
+        kind: slurm or local.
+        settings: of the launcher, as `hydra.launcher` has them.
+        code: the folder with the code that the jobs run, relative to the sweep's.
+        hydra_overrides: further command line arguments of each point.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    code: str
+    hydra_overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a point stands.
+
+    status is missing (never submitted), pending, running, done, failed, preempted, or lost (it ran, no job has it any
+    more, and it wrote no end).
+    """
+
+    point: Point
+    status: str
+    job: str | None = None
+    record: Mapping[str, Any] | None = None  # its run.json
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    remaining_s: float | None = None
+
+
+class Sweep:
+    """The directory of a sweep."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.resolve()
+
+    @classmethod
+    def named(cls, text: str) -> Sweep:
+        """The sweep that the option `sweep=` names; a UserError if it is none."""
+        directory = Path(text).expanduser()
+        if not (directory / "points.jsonl").exists():
+            found = sorted(directory.glob("**/points.jsonl"))[-5:] if directory.is_dir() else []
+            there = f" Below it are: {', '.join(str(path.parent) for path in found)}." if found else ""
+            raise UserError(f"sweep={text} is no sweep directory (it has no points.jsonl).{there}")
+        return cls(directory)
+
+    @property
+    def points(self) -> list[Point]:
+        """In the order of their numbers."""
+        return [Point(**row) for row in read_jsonl(self.directory / "points.jsonl")]
+
+    def add(self, all_overrides: Iterable[Sequence[str]]) -> list[Point]:
+        """The points with these overrides: those that the sweep has already, new numbers for the others."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        points = self.points
+        wanted = []
+        for overrides in all_overrides:
+            found = next((point for point in points if point.overrides == list(overrides)), None)
+            if found is None:
+                number = max((point.point for point in points), default=-1) + 1
+                while (self.directory / str(number)).exists():  # of a sweep that another launcher made here
+                    number += 1
+                found = Point(number, list(overrides), str(number))
+                points.append(found)
+            wanted.append(found)
+        write_jsonl(self.directory / "points.jsonl", map(vars, points))
+        return wanted
+
+    def varied(self) -> dict[int, str]:
+        """Number of a point -> those of its overrides that not all points have."""
+        points = self.points
+        common = set.intersection(*(set(point.overrides) for point in points)) if len(points) > 1 else set()
+        return {point.point: " ".join(text for text in point.overrides if text not in common) for point in points}
+
+    def run_directory(self, point: Point) -> Path:
+        return self.directory / point.directory
+
+    @property
+    def plan(self) -> Plan:
+        """How it was launched."""
+        return Plan(**read_json(self.directory / "launch.json"))
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        write_json(self.directory / "launch.json", vars(plan))
+
+    @property
+    def jobs(self) -> dict[int, str]:
+        """Number of a point -> the job that it was given last."""
+        return {row["point"]: row["job"] for row in read_jsonl(self.directory / "jobs.jsonl")}
+
+    def note_jobs(self, jobs: Mapping[int, str]) -> None:
+        """Record which job each point was given."""
+        with (self.directory / "jobs.jsonl").open("a", encoding="utf-8") as file:
+            for point, job in jobs.items():
+                file.write(json.dumps({"point": point, "job": job, "submitted": now()}) + "\n")
+
+    def standings(self, states: Mapping[str, str] | None, points: Sequence[Point] | None = None) -> list[Standing]:
+        """How the points stand.
+
+        Args:
+            states: job -> its state in the queue, as PENDING or RUNNING, of all jobs that have not ended; None if the
+                queue cannot be asked, and then a run's last sign of life decides.
+            points: of these points only.
+        """
+        jobs = self.jobs
+        return [
+            self._standing(point, jobs.get(point.point), states)
+            for point in (self.points if points is None else points)
+        ]
+
+    def _standing(self, point: Point, job: str | None, states: Mapping[str, str] | None) -> Standing:
+        directory = self.run_directory(point)
+        try:
+            record = read_json(directory / "run.json")
+        except OSError:
+            record = None
+        written = record["status"] if record else None
+        state = states.get(job) if states is not None and job is not None else None
+        if written in ("done", "failed") and state is None:
+            status = written
+        elif state is not None:
+            status = "done" if written == "done" else "running" if state in ("RUNNING", "COMPLETING") else "pending"
+        elif written == "running":
+            alive = states is None or job is None
+            status = "running" if alive and _age_s(record["heartbeat"]) < STALE_S else "lost"
+        elif written is not None:
+            status = written
+        elif job is None:
+            status = "missing"
+        else:
+            status = "pending" if states is None else "lost"
+        return Standing(point, status, job, record, *_progress(directory, record or {}))
+
+    def logs(self, job: str) -> list[Path]:
+        """What a job's processes printed: one file a rank for each of stdout and stderr."""
+        return sorted((self.directory / ".submitit" / job).glob("*_log.*"))
+
+    def last_words(self, standing: Standing) -> tuple[str, Path | None]:
+        """Why a point ended, as far as its record and its logs tell, and the log to read on in."""
+        record, job = standing.record or {}, standing.job
+        errors = [path for path in self.logs(job) if path.suffix == ".err" and path.stat().st_size] if job else []
+        log = self.run_directory(standing.point) / "train.log"
+        if standing.status == "failed" and record.get("error"):
+            return str(record["error"]), log if log.exists() else next(iter(errors), None)
+        text = errors[0].read_text(encoding="utf-8", errors="replace") if errors else ""
+        lines = [line.rpartition("\r")[2].strip() for line in text.splitlines() if line.strip()]
+        return "\n".join(lines[-_LOG_LINES:]), next(iter(errors), None)
+
+
+def _age_s(text: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()
+
+
+def _progress(directory: Path, record: Mapping[str, Any]) -> tuple[int | None, int | None, float | None, float | None]:
+    """(step, of how many, last loss, seconds remaining) of a training."""
+    begun = record.get("progress")
+    rows = [row for row in read_jsonl(directory / "metrics.jsonl") if "loss" in row]
+    if begun is None or not rows:
+        return None, begun["of"] if begun else None, None, None
+    step, total = rows[-1]["step"], begun["of"]
+    written = (directory / "metrics.jsonl").stat().st_mtime
+    seconds = written - datetime.fromisoformat(begun["since"]).timestamp()
+    remaining = None
+    if step > begun["step"] and step < total:
+        remaining = max(0.0, seconds / (step - begun["step"]) * (total - step) - (time.time() - written))
+    return step, total, rows[-1]["loss"], remaining
