@@ -10,7 +10,7 @@ from vlmexp.errors import UserError
 from vlmexp.files import read_jsonl, write_json
 from vlmexp.launch.sweep import Sweep
 
-NOW = datetime.now(UTC).isoformat()
+NOW = (datetime.now(UTC) + timedelta(hours=1)).isoformat()  # fresh for as long as the tests may take
 LONG_AGO = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
 
 

@@ -46,6 +46,7 @@ from vlmexp.training.trainer import VlmTrainer
 
 def train(config: Config, run: Run) -> dict[str, Any]:
     """Fine-tune, from the newest complete checkpoint if there is one; write `model/` and `deployment_model/`."""
+    check_training(config, run)
     check_export(config)
     train_model(config, run)
     export_model(config, run)
