@@ -17,7 +17,8 @@ import hydra
 import pytest
 from PIL import Image
 
-from vlmexp.config import Config, checked
+from vlmexp.checks import checked
+from vlmexp.config import Config
 from vlmexp.data.example import Example
 from vlmexp.main import CONFIG_DIR
 

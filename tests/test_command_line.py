@@ -189,6 +189,7 @@ def test_a_failed_run_says_where_its_traceback_is(cli, tmp_path):
 LAYERS = [
     {"errors", "files", "signatures", "provenance", "interruption", "distributed"},
     {"config"},
+    {"checks"},
     {"runs", "report", "tracking"},
     {"data", "models"},
     {"collator"},

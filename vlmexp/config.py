@@ -1,14 +1,13 @@
-"""The schema: every option of vlmexp with its default, and the checks that need more than one option.
+"""The schema: every option of vlmexp with its default. What values are possible is in vlmexp.checks.
 
-Two leaves are open: `train` takes any field of `transformers.TrainingArguments`, `peft` any field of the PEFT
-configuration class that it names. Their keys are checked against the installed classes.
+Two groups are open: `train` takes any field of `transformers.TrainingArguments`, `peft` any field of the PEFT
+configuration class that it names, and both have a few options of ours besides.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,67 +16,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from omegaconf.errors import ValidationError as OmegaConfValidationError
 
 from vlmexp.errors import UserError, closest
-from vlmexp.signatures import check_arguments, check_fields
 
 SPLITS = ("train", "validation", "test")
-DTYPES = ("bfloat16", "float16", "float32")
-OVERLONG = ("error", "drop", "shorten_text")
-SHARE_IMAGES = ("auto", "always", "never")
-BLINDS = ("shuffle", "blank", "none")
 PARTS = ("vision", "projector", "language")
-PROMPT_STYLES = ("chat", "prefix")
 MEDIA = ("image", "video")
-RESIZE_MODES = ("keep_aspect", "crop", "stretch")
-VIDEO_LIBRARIES = ("auto", "decord", "cv2", "pyav", "torchcodec")
-SAMPLING_STRATEGIES = ("uniform", "fps")
-ON_BAD_SAMPLE = ("error", "skip")
-TRAIN_ANSWERS = ("most_common", "sampled")
-AUDITS = ("error", "warn", "off")
-WANDB_MODES = ("online", "offline", "disabled")
-TRACKERS = ("none", "tensorboard", "wandb")
-PUSHED = ("merged", "adapter")
-_NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
-_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)
-OPTIMIZERS_WITH_OWN_GROUPS = ("galore", "apollo", "lomo", "adalomo")  # beginnings of names of train.optim
-EVALUATIONS = ("finetuned", "base")
-FORMATS = ("table", "md", "csv", "json")
-# TrainingArguments that a run decides itself, and what to set instead.
-RESERVED_TRAIN = {
-    "output_dir": "hydra.run.dir",
-    "seed": "seed",
-    "data_seed": "seed",
-    "report_to": "tracking.report_to",
-    "run_name": "tracking.name",
-    "resume_from_checkpoint": "run=<directory>",
-    "hub_token": "the environment variable HF_TOKEN",
-    "push_to_hub": "export.push_to_hub",
-    "hub_model_id": "export.push_to_hub",
-    "hub_private_repo": "export.private",
-    "hub_strategy": "export.push_to_hub",
-    "hub_always_push": "export.push_to_hub",
-    "hub_revision": "export.push_to_hub",
-    "enable_jit_checkpoint": "a plain SIGTERM, at which every run saves its state and ends as preempted,",
-}
-# What TrainingArguments takes without a word, and what then fails or trains nothing.
-LEAST_TRAIN = {
-    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
-    "learning_rate": 0, "num_train_epochs": 0, "weight_decay": 0, "max_grad_norm": 0, "warmup_steps": 0,
-    "dataloader_num_workers": 0,
-}  # fmt: skip
-# Arguments of from_pretrained that have an option of their own.
-RESERVED_MODEL_KWARGS = {
-    "revision": "model.revision",
-    "trust_remote_code": "model.trust_remote_code",
-    "dtype": "model.dtype",
-    "torch_dtype": "model.dtype",
-    "device_map": "model.device_map",
-    "attn_implementation": "model.attn_implementation",
-    "quantization_config": "peft.quantization",
-    "load_in_4bit": "peft=qlora",
-    "load_in_8bit": "peft.quantization",
-    "token": "the environment variable HF_TOKEN",
-}
-QUANTIZED_TYPES = ("nf4", "fp4")
 
 
 @dataclass
@@ -351,23 +293,6 @@ def schema_node() -> DictConfig:
     return node
 
 
-def checked(composed: DictConfig) -> Config:
-    """Turn a composed config into a `Config`, or raise a UserError that names the option, its value and a way out."""
-    try:
-        merged = OmegaConf.structured(Config)
-        # As plain values: between two configs of the schema's own type, OmegaConf lets unknown keys pass.
-        merged.merge_with(OmegaConf.create(OmegaConf.to_container(composed)))
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from None
-    assert isinstance(config, Config)
-    _check_choices(config)
-    _check_compare(config.compare)
-    _check_media(config)
-    _check_open_leaves(config)
-    return config
-
-
 def used_columns(config: Config) -> dict[str, str]:
     """Role -> column of the roles that have one, without media that are switched off."""
     shown = dataclasses.asdict(config.collator.data_processing)
@@ -426,198 +351,3 @@ def _keys_at(path: str) -> list[str]:
     if isinstance(found, ListConfig) or found is None:
         return []
     return sorted(str(key) for key in found)
-
-
-def _check_choices(config: Config) -> None:
-    frames = config.collator.video_processing.frame_extraction
-    for option, value, choices in (
-        ("model.dtype", config.model.dtype, DTYPES),
-        ("model.prompt_style", config.model.prompt_style, PROMPT_STYLES),
-        *(("model.media", medium, MEDIA) for medium in config.model.media),
-        ("collator.overlong", config.collator.overlong, OVERLONG),
-        ("collator.share_images", config.collator.share_images, SHARE_IMAGES),
-        ("tracking.report_to", config.tracking.report_to, TRACKERS),
-        *(("tracking.mode", mode, WANDB_MODES) for mode in [config.tracking.mode] if mode is not None),
-        ("export.push", config.export.push, PUSHED),
-        ("collator.image_processing.resize_mode", config.collator.image_processing.resize_mode, RESIZE_MODES),
-        ("collator.video_processing.frame_extraction.library", frames.library, VIDEO_LIBRARIES),
-        ("collator.video_processing.frame_extraction.sampling_strategy", frames.sampling_strategy, SAMPLING_STRATEGIES),
-        ("dataset.on_bad_sample", config.dataset.on_bad_sample, ON_BAD_SAMPLE),
-        ("dataset.train_answer", config.dataset.train_answer, TRAIN_ANSWERS),
-        ("evaluation.split", config.evaluation.split, SPLITS),
-        ("evaluation.blind", config.evaluation.blind, BLINDS),
-        *(("dataset.splits", name, SPLITS) for name in config.dataset.splits),
-        *(("dataset.max_examples", name, SPLITS) for name in config.dataset.max_examples),
-        *(
-            ("collator.messages.role", message.role, ("system", "user", "assistant"))
-            for message in config.collator.messages
-        ),
-        *(
-            ("collator.messages.type", part.type, ("text", *MEDIA))
-            for m in config.collator.messages
-            for part in m.content
-        ),
-    ):
-        _check_choice(option, value, choices)
-    for option, number, least in (
-        ("collator.max_length", config.collator.max_length, 1),
-        ("collator.image_processing.max_size", config.collator.image_processing.max_size, 1),
-        ("collator.video_processing.frame_extraction.num_frames", frames.num_frames, 1),
-        ("evaluation.batch_size", config.evaluation.batch_size, 1),
-        ("evaluation.max_examples", config.evaluation.max_examples, 1),
-        ("evaluation.blind_examples", config.evaluation.blind_examples, 1),
-        ("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1),
-        ("dataset.max_new_tokens", config.dataset.max_new_tokens, 1),
-        ("export.parity_examples", config.export.parity_examples, 0),
-        ("threads", config.threads, 1),
-        ("seed", config.seed, 0),
-        *((f"dataset.max_examples.{name}", number, 1) for name, number in config.dataset.max_examples.items()),
-    ):
-        if number is not None and number < least:
-            raise UserError(f"{option}={number} must be at least {least}.")
-    if config.export.push_to_hub is not None and not _REPOSITORY.fullmatch(config.export.push_to_hub):
-        raise UserError(
-            f"export.push_to_hub={config.export.push_to_hub!r} must be ORG/NAME, each of letters, digits, '-', '_' and "
-            "'.', with a letter or digit at both ends."
-        )
-    if config.collator.label_masking.ignore_index != -100:
-        raise UserError(
-            f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "
-            "only label that the loss of transformers' models leaves out."
-        )
-    duration = config.collator.video_processing.file_processing.max_duration
-    for option, amount in (("frame_extraction.fps", frames.fps), ("file_processing.max_duration", duration)):
-        if amount is not None and amount <= 0:
-            raise UserError(f"collator.video_processing.{option}={amount} must be more than 0.")
-    for option, fraction in (
-        ("dataset.max_bad_share", config.dataset.max_bad_share),
-        ("dataset.validation_fraction", config.dataset.validation_fraction),
-        ("dataset.test_fraction", config.dataset.test_fraction),
-    ):
-        if not 0 <= fraction < 1:
-            raise UserError(f"{option}={fraction} must be at least 0 and less than 1.")
-    for role in dict.fromkeys(["answer", *config.dataset.required]):
-        if not config.dataset.columns.get(role):
-            raise UserError(f"dataset.columns.{role} is not set: name the column that holds each example's {role}.")
-    if not config.collator.messages or config.collator.messages[-1].role != "assistant":
-        raise UserError(
-            "collator.messages must end with the assistant's message, which is what the model learns to say."
-        )
-    if config.collator.share_images == "always" and not config.collator.label_masking.mask_input_tokens:
-        raise UserError(
-            "collator.share_images=always needs collator.label_masking.mask_input_tokens=true: "
-            "a prompt that several questions share cannot carry a loss for each of them."
-        )
-
-
-def _check_media(config: Config) -> None:
-    """What the data set has, the collator shows and the model takes must fit together."""
-    shown = dataclasses.asdict(config.collator.data_processing)
-    present = [medium for medium in MEDIA if config.dataset.columns.get(medium)]
-    used = [medium for medium in present if shown[f"{medium}_data"]]
-    if present and not used:
-        raise UserError(
-            f"dataset={config.dataset.name} has only {' and '.join(present)} data, and "
-            f"collator.data_processing.{present[0]}_data is false: switch it on"
-            + (", as collator=video does." if present[0] == "video" else ".")
-        )
-    parts = {part.type for message in config.collator.messages[:-1] for part in message.content}
-    for medium in used:
-        if medium not in config.model.media:
-            raise UserError(
-                f"collator.data_processing.{medium}_data=true: {config.model.id} takes "
-                f"{' and '.join(config.model.media) or 'no media'} (model.media) and no {medium}. "
-                "Choose another model, or switch it off."
-            )
-        if medium not in parts:
-            raise UserError(
-                f"collator.messages show no {medium}, and the data set has some: add the part {{type: {medium}}} (as "
-                f"collator={'video' if medium == 'video' else 'vqa'} does), or set "
-                f"collator.data_processing.{medium}_data=false."
-            )
-
-
-def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{option}={value!r} must be one of {', '.join(choices)}{closest(value, choices)}")
-
-
-def _check_compare(compare: Compare) -> None:
-    _check_choice("compare.format", compare.format, FORMATS)
-    if compare.evaluation is not None:
-        _check_choice("compare.evaluation", compare.evaluation, EVALUATIONS)
-    for option, number in (("examples", compare.examples), ("report_examples", compare.report_examples)):
-        if number < 0:
-            raise UserError(f"compare.{option}={number} must be at least 0.")
-    for option, named, counts in (("diff", compare.diff, (2,)), ("paired", compare.paired, (1, 2))):
-        if named and len(named) not in counts:
-            raise UserError(f"compare.{option} names {len(named)} runs: write compare.{option}=[A,B].")
-    views = [name for name in ("best", "failed", "diff", "paired") if getattr(compare, name)]
-    views += ["html"] if compare.html is not None else []
-    if len(views) > 1:
-        raise UserError(f"compare.{' and compare.'.join(views)} are different views: ask for one of them.")
-
-
-def _check_open_leaves(config: Config) -> None:
-    for name, instead in RESERVED_TRAIN.items():
-        if name in config.train:
-            raise UserError(f"train.{name} is set by the run itself: use {instead} instead.")
-    for group in ("model_kwargs", "processor_kwargs"):
-        for name in RESERVED_MODEL_KWARGS.keys() & getattr(config.model, group).keys():
-            raise UserError(
-                f"model.{group}.{name} has an option of its own: use {RESERVED_MODEL_KWARGS[name]} instead."
-            )
-    for name in ("fsdp", "deepspeed"):
-        if config.train.get(name):
-            raise UserError(
-                f"train.{name}={config.train[name]}: weights are not sharded here, each process holds the whole model. "
-                "Leave it out; for less memory choose train=low_memory or peft.quantization."
-            )
-    check_fields("train", library_options(config.train, TrainExtras), "transformers", "TrainingArguments")
-    ours = train_extras(config)
-    _check_choice("train.gradient_audit", ours.gradient_audit, AUDITS)
-    for name, rate in (("vision", ours.vision_learning_rate), ("projector", ours.projector_learning_rate)):
-        if rate is not None and rate <= 0:
-            raise UserError(
-                f"train.{name}_learning_rate={rate} must be positive; to freeze a part use peft.train_parts."
-            )
-        if rate is not None and name not in peft_extras(config).train_parts:
-            raise UserError(f"train.{name}_learning_rate={rate}: peft.train_parts leaves the {name} part out; add it.")
-        if rate is not None and str(config.train.get("optim")).startswith(OPTIMIZERS_WITH_OWN_GROUPS):
-            raise UserError(
-                f"train.{name}_learning_rate={rate}: train.optim={config.train['optim']} groups the weights itself and "
-                "takes one learning rate for all; choose another optimizer, such as adamw_torch."
-            )
-    for name, least in LEAST_TRAIN.items():
-        value = config.train.get(name)
-        if value is not None and value < least:
-            raise UserError(f"train.{name}={value} must be at least {least}.")
-    for name in ("logging_steps", "eval_steps", "save_steps"):
-        value = config.train.get(name)
-        if value is not None and (value <= 0 or (value >= 1 and value != int(value))):
-            raise UserError(f"train.{name}={value} must be a whole number of steps, or a fraction of them below 1.")
-    adapter, options = peft_extras(config), library_options(config.peft, PeftExtras)
-    for part in adapter.train_parts:
-        _check_choice("peft.train_parts", part, PARTS)
-    if not adapter.train_parts:
-        raise UserError(f"peft.train_parts is empty, so nothing would be trained: name some of {', '.join(PARTS)}.")
-    if adapter.quantization:
-        _check_quantization(adapter.quantization)
-    if adapter.config_class is not None:
-        check_fields("peft", options, "peft", adapter.config_class)
-        if options.get("r") is not None and options["r"] < 1:
-            raise UserError(f"peft.r={options['r']} must be at least 1: it is the rank of the adapter's matrices.")
-        if not 0 <= (dropout := options.get("lora_dropout") or 0) < 1:
-            raise UserError(f"peft.lora_dropout={dropout} must be at least 0 and less than 1.")
-    elif options or adapter.quantization:
-        extra = ", ".join(sorted(options) or ["quantization"])
-        raise UserError(f"peft.{extra}: peft=none trains all weights and has no such option; choose peft=lora.")
-
-
-def _check_quantization(values: Mapping[str, Any]) -> None:
-    check_arguments("peft.quantization", values, "transformers", "utils/quantization_config.py", "BitsAndBytesConfig")
-    for name, choices in (("bnb_4bit_quant_type", QUANTIZED_TYPES), ("bnb_4bit_compute_dtype", DTYPES)):
-        if name in values:
-            _check_choice(f"peft.quantization.{name}", values[name], choices)
-    if values.get("load_in_4bit", False) == values.get("load_in_8bit", False):
-        raise UserError("peft.quantization: set one of load_in_4bit and load_in_8bit to true, or choose peft=lora.")

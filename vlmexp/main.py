@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vlmexp import command_line, distributed
-from vlmexp.config import Config, checked, schema_node
+from vlmexp.checks import checked
+from vlmexp.config import Config, schema_node
 from vlmexp.data.sources import find_source
 from vlmexp.errors import UserError, unknown
 from vlmexp.evaluation.score import find_metric

@@ -16,10 +16,10 @@ from PIL import Image
 
 from tests.conftest import example
 from tests.models.families import FAMILIES, write_checkpoint
+from vlmexp.checks import checked
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import token_lengths
 from vlmexp.collator.sharing import branch_inputs
-from vlmexp.config import checked
 from vlmexp.data.example import Example
 from vlmexp.errors import UserError
 from vlmexp.evaluation.generate import generate_answers

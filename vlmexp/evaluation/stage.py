@@ -13,10 +13,11 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmexp import distributed
+from vlmexp.checks import checked
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import fit, token_lengths
 from vlmexp.collator.media import media_key
-from vlmexp.config import Config, checked
+from vlmexp.config import Config
 from vlmexp.data.example import Example
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
