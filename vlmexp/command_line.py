@@ -120,17 +120,17 @@ def inherit_from_run(arguments: list[str]) -> list[str]:
     # An option that is given again, or whose whole group is chosen anew, is not inherited.
     inherited = [
         text
-        for text in record["overrides"]
+        for text in record.get("overrides", [])
         if key_of(text) not in (*named, "hydra.run.dir") and key_of(text).partition(".")[0] not in named
     ]
     stage = named.get("stage", record["stage"])
     flags = [argument for argument in arguments if argument not in given]
     if stage in CONTINUING or stage == record["stage"]:
         inside = [f"hydra.run.dir={_quoted(directory.resolve())}", "hydra.output_subdir=null"]
-        source = [text for text in record["overrides"] if key_of(text) == "run"]
+        source = [text for text in record.get("overrides", []) if key_of(text) == "run"]
         rest = [text for text in given if key_of(text) != "run"]
         return [*flags, *inherited, *source, f"stage={stage}", *(t for t in rest if key_of(t) != "stage"), *inside]
-    return [*flags, *inherited, *given]
+    return [*flags, *inherited, *(f"run={_quoted(directory)}" if key_of(text) == "run" else text for text in given)]
 
 
 def command_of(arguments: list[str], commands: Iterable[str]) -> str | None:

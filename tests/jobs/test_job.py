@@ -119,6 +119,11 @@ def test_stages_one_by_one_from_another_folder(cli, tmp_path):
     assert (written["n"], written["sample"]) == (30, "random sample with seed 0")
     assert not (runs["train"] / "evaluation").exists()
 
+    # Its own options are part of it.
+    refused = cli("stage=eval_finetuned", f"run={runs['train']}", "peft.r=5")
+    assert refused.returncode == 2
+    assert "peft.r is 16 there and 5 here" in refused.stderr
+
 
 def test_eval_finetuned_without_a_training_run(cli):
     done = cli("stage=eval_finetuned", *SHORT)

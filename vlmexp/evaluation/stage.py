@@ -30,9 +30,10 @@ from vlmexp.models.fit import check_forward
 from vlmexp.models.load import check_model, commit, load_model, load_processor
 from vlmexp.parts import build_collator, model_source, set_threads, shares_images
 from vlmexp.report import print_paths, print_scores
-from vlmexp.runs import Run, finished_runs, read_config, require_run
+from vlmexp.runs import Run, differences, finished_runs, read_config, require_run
 
 BASE, FINETUNED = "base_vlm_model", "finetuned_vlm_model"
+TRAINED_WITH = ("model", "collator", "peft")  # groups of options that belong to a trained model
 
 
 def eval_base(config: Config, run: Run) -> dict[str, Any]:
@@ -66,11 +67,26 @@ def score_finetuned(config: Config, run: Run) -> None:
             source_run = run.directory if run.stage_result("train") else find_training_run(config)
             result["trained_by"] = str(source_run)
             trained = _config_of(source_run)
+            if config.run is not None:
+                _refuse_other_options(config, trained, source_run, run.record["overrides"])
             config = dataclasses.replace(
                 config, model=trained.model, collator=trained.collator, peft=trained.peft, seed=trained.seed
             )
             model, processor = load_finetuned(config, source_run, run)
             result |= evaluate_model(config, run, model, processor, FINETUNED)
+
+
+def _refuse_other_options(config: Config, trained: Config, source_run: Path, overrides: list[str]) -> None:
+    """Raise a UserError where options were given that the trained model's own would silently replace."""
+    asked, had = ({name: dataclasses.asdict(c)[name] for name in TRAINED_WITH} for c in (config, trained))
+    given = tuple(text.partition("=")[0].lstrip("+") for text in overrides)
+    listing = "; ".join(
+        f"{option} is {old!r} there and {new!r} here"
+        for option, (old, new) in differences(had, asked).items()
+        if any(f"{option}.".startswith(f"{name}.") for name in given)
+    )
+    if listing:
+        raise UserError(f"run={source_run} is evaluated as it was trained: {listing}. Leave these options out.")
 
 
 def load_finetuned(config: Config, source_run: Path, run: Run) -> tuple[PreTrainedModel, ProcessorMixin]:
