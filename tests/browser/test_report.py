@@ -12,7 +12,7 @@ from vlmexp.comparison.reading import find_runs
 from vlmexp.comparison.rows import make_rows, mark_differences, sort_rows
 from vlmexp.runs import NOT_IN_KEY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 pytest.importorskip("plotly", reason="the report needs the extra vlmexp[report]")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -13,7 +13,7 @@ from tests.slurm.conftest import LAUNCHER, TRAINING, Submit, last_step, python_o
 from vlmexp.files import read_jsonl
 from vlmexp.launch.sweep import Sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 RANKS = [
     *LAUNCHER, "hydra.launcher.cpus_per_task=2", "hydra.launcher.nodes=2", "train.per_device_train_batch_size=4",

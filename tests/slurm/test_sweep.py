@@ -13,7 +13,7 @@ from tests.slurm.conftest import LAUNCHER, TRAINING, Submit, last_step, python_o
 from vlmexp.files import read_jsonl
 from vlmexp.launch.sweep import Sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 
 def test_a_sweep_with_a_failing_point(submit: Submit, slurm: Cluster, tmp_path: Path, checkout: Path):
