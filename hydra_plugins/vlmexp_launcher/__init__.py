@@ -95,7 +95,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
     def _search_path(self) -> tuple[list[Path], list[str]]:
         """The user's own config folders, and the rest of what the command line says to Hydra about a job."""
-        given = OmegaConf.to_object(self.config.hydra.searchpath) or []
+        given: Any = OmegaConf.to_object(self.config.hydra.searchpath) or []
         folders = [Path(text.removeprefix("file://")).absolute() for text in given if text.startswith("file://")]
         kept = [text for text in self.config.hydra.overrides.hydra if text.startswith(("hydra.job.", "+hydra.job."))]
         return folders, kept
