@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from vlmexp.comparison.intervals import mean_and_deviation, wilson
+from vlmexp.comparison.rows import mean_and_deviation
+from vlmexp.evaluation.intervals import wilson
 
 
 @pytest.mark.parametrize(

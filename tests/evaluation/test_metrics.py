@@ -177,6 +177,7 @@ def test_the_interval_of_a_share_is_near_the_normal_one():
     half = 1.96 * (0.75 * 0.25 / 400) ** 0.5
     assert low == pytest.approx(0.75 - half, abs=0.004)
     assert high == pytest.approx(0.75 + half, abs=0.004)
+    assert bootstrap_interval([1.0] * 20) == (pytest.approx(20 / (20 + 1.95996398**2)), 1.0)  # Wilson's
     assert bootstrap_interval([0.3] * 5) == (pytest.approx(0.3), pytest.approx(0.3))
     assert bootstrap_interval([0.0, 1.0, 0.3]) == bootstrap_interval([0.3, 0.0, 1.0])
 
@@ -218,7 +219,7 @@ def test_the_summary_counts_what_it_stands_on():
     assert summary["metrics"]["vqa_accuracy"] == pytest.approx(2 / 3)
     by = summary["by"]["answer_type"]
     assert by["open"] == {"n": 2, "metrics": {"vqa_accuracy": 0.5}, "intervals": {"vqa_accuracy": [0.0, 1.0]}}
-    assert by["yes/no"] == {"n": 1, "metrics": {"vqa_accuracy": 1.0}, "intervals": {"vqa_accuracy": [1.0, 1.0]}}
+    assert by["yes/no"] == {"n": 1, "metrics": {"vqa_accuracy": 1.0}, "intervals": {"vqa_accuracy": [0.206549, 1.0]}}
     assert [row["vqa_accuracy"] for row in scores] == [1.0, 1.0, 0.0]
 
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlmexp.comparison.intervals import mean_and_deviation, wilson
 from vlmexp.comparison.reading import UNFINISHED, RunFiles, get, seconds, short_names
 from vlmexp.errors import unknown
+from vlmexp.evaluation.intervals import wilson
 
 # No mean over examples: an interval of a share does not hold for them.
-CORPUS_METRICS = ("bleu",)
+CORPUS_METRICS = ("bleu", "cider")
 LOSSES = ("eval_loss", "loss")
 
 
@@ -254,3 +254,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def is_number(value: Any) -> bool:
     """Whether a value from a JSON file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (divided by n - 1); None for a single value.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("There are no values.")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
