@@ -28,7 +28,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared data sets, shared by all tests of a session."""
+    """Prepared data sets, shared by all tests."""
     return tmp_path_factory.mktemp("data")
 
 

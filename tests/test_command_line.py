@@ -48,6 +48,11 @@ MISTAKES = {
     "export.parity_examples=-1": ["export.parity_examples=-1", "at least 0"],
     "train.enable_jit_checkpoint=true": ["train.enable_jit_checkpoint", "SIGTERM"],
     "train.fsdp=full_shard": ["train.fsdp=full_shard", "not sharded"],
+    "train.train_sampling_strategy=fifo": ["'fifo'", "group_by_length"],
+    "train.num_train_epochs=0": ["trains nothing", "train.max_steps"],
+    "evaluation.generation.num_beam=2": ["evaluation.generation.num_beam=2", "did you mean 'num_beams'?"],
+    "evaluation.generation.eos_token_id=1": ["evaluation.generation.eos_token_id", "model.end_of_turn"],
+    "stage=export": ["stage=export", "run=DIRECTORY"],
     "peft.r=abc": ["peft.r='abc'", "int"],
     "peft.config_class=LoroConfig": ["'LoroConfig'", "did you mean 'LoraConfig'?"],
     "seed=abc": ["seed", "'abc'"],
@@ -160,6 +165,14 @@ def test_the_shell_is_free_of_torch(arguments, tmp_path, data_dir):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_secret_is_no_option(cli, tmp_path):
+    done = cli("tracking.entity=hf_0123456789", HF_TOKEN="hf_0123456789")
+    assert done.returncode == 2
+    assert "tracking.entity: its value holds that of HF_TOKEN" in done.stderr
+    assert "hf_0123456789" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dotenv_file_is_read_and_not_written_anywhere(cli, tmp_path):

@@ -43,6 +43,39 @@ def test_a_failure_is_recorded_with_its_traceback(compose, tmp_path):
     assert [attempt["status"] for attempt in record["attempts"]] == ["failed", "done"]
 
 
+def test_a_finished_run_keeps_its_outcome_when_a_stage_is_done_again(compose, tmp_path):
+    with Run.open(tmp_path, compose("stage=train"), ["stage=train"]) as run:
+        run.conclude({"loss": 1.0})
+    with Run.open(tmp_path, compose("stage=download"), ["stage=download"]) as run:
+        run.conclude({"counts": 3})
+    with pytest.raises(RuntimeError), Run.open(tmp_path, compose("stage=download"), []):
+        raise RuntimeError("no luck")
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["stage"], record["result"]) == ("done", "train", {"loss": 1.0})
+    assert record["overrides"] == ["stage=train"]
+    assert [(a["stage"], a["status"]) for a in record["attempts"]] == [
+        ("train", "done"), ("download", "done"), ("download", "failed"),
+    ]  # fmt: skip
+
+
+def test_a_failed_run_is_not_done_because_a_smaller_stage_is(compose, tmp_path):
+    with pytest.raises(RuntimeError), Run.open(tmp_path, compose("stage=train"), []):
+        raise RuntimeError("no luck")
+    with Run.open(tmp_path, compose("stage=download"), []):
+        pass
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["error"]) == ("failed", "RuntimeError: no luck")
+
+
+def test_a_run_that_is_used_further_has_the_further_outcome(compose, tmp_path):
+    with Run.open(tmp_path, compose("stage=download"), ["stage=download"]):
+        pass
+    with pytest.raises(RuntimeError), Run.open(tmp_path, compose("stage=train"), ["stage=train"]):
+        raise RuntimeError("no luck")
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["stage"], record["overrides"]) == ("failed", "train", ["stage=train"])
+
+
 def test_another_config_is_refused_and_nothing_is_overwritten(compose, tmp_path):
     with Run.open(tmp_path, compose(), []):
         pass

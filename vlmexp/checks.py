@@ -27,7 +27,7 @@ from vlmexp.config import (
     train_extras,
 )
 from vlmexp.errors import UserError, closest
-from vlmexp.signatures import check_arguments, check_fields
+from vlmexp.signatures import check_arguments, check_fields, check_name, popped_names
 
 DTYPES = ("bfloat16", "float16", "float32")
 OVERLONG = ("error", "drop", "shorten_text")
@@ -39,6 +39,7 @@ VIDEO_LIBRARIES = ("auto", "decord", "cv2", "pyav", "torchcodec")
 SAMPLING_STRATEGIES = ("uniform", "fps")
 ON_BAD_SAMPLE = ("error", "skip")
 TRAIN_ANSWERS = ("most_common", "sampled")
+SAMPLING_ORDERS = ("random", "group_by_length")
 AUDITS = ("error", "warn", "off")
 WANDB_MODES = ("online", "offline", "disabled")
 TRACKERS = ("none", "tensorboard", "wandb")
@@ -83,6 +84,14 @@ RESERVED_MODEL_KWARGS = {
     "load_in_4bit": "peft=qlora",
     "load_in_8bit": "peft.quantization",
     "token": "the environment variable HF_TOKEN",
+}
+GENERATION_CONFIG = ("transformers", "generation/configuration_utils.py", "GenerationConfig")
+RESERVED_GENERATION = {
+    "max_new_tokens": "evaluation.max_new_tokens",
+    "eos_token_id": "model.end_of_turn",
+    "pad_token_id": "the tokenizer's own",
+    "num_return_sequences": "one answer to each question",
+    "return_dict_in_generate": "plain answers",
 }
 QUANTIZED_TYPES = ("nf4", "fp4")
 
@@ -232,6 +241,8 @@ def _check_compare(compare: Compare) -> None:
     views += ["html"] if compare.html is not None else []
     if len(views) > 1:
         raise UserError(f"compare.{' and compare.'.join(views)} are different views: ask for one of them.")
+    if compare.best and (compare.format != "table" or compare.output is not None):
+        raise UserError("compare.best prints two lines for a script: leave compare.format and compare.output out.")
 
 
 def _check_open_leaves(config: Config) -> None:
@@ -249,6 +260,10 @@ def _check_open_leaves(config: Config) -> None:
                 f"train.{name}={config.train[name]}: weights are not sharded here, each process holds the whole model. "
                 "Leave it out; for less memory choose train=low_memory or peft.quantization."
             )
+    for name, value in config.evaluation.generation.items():
+        if name in RESERVED_GENERATION:
+            raise UserError(f"evaluation.generation.{name}: use {RESERVED_GENERATION[name]} instead.")
+        check_name(f"evaluation.generation.{name}={value}", name, popped_names(*GENERATION_CONFIG), "GenerationConfig")
     check_fields("train", library_options(config.train, TrainExtras), "transformers", "TrainingArguments")
     ours = train_extras(config)
     _check_choice("train.gradient_audit", ours.gradient_audit, AUDITS)
@@ -268,6 +283,10 @@ def _check_open_leaves(config: Config) -> None:
         value = config.train.get(name)
         if value is not None and value < least:
             raise UserError(f"train.{name}={value} must be at least {least}.")
+    if config.train.get("num_train_epochs") == 0 and config.train.get("max_steps", -1) < 1:
+        raise UserError("train.num_train_epochs=0 trains nothing: set it above 0, or train.max_steps.")
+    order = config.train.get("train_sampling_strategy", "random")
+    _check_choice("train.train_sampling_strategy", order, SAMPLING_ORDERS)
     for name in ("logging_steps", "eval_steps", "save_steps"):
         value = config.train.get(name)
         if value is not None and (value <= 0 or (value >= 1 and value != int(value))):

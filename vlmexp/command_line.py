@@ -14,6 +14,7 @@ from vlmexp import config as schema
 from vlmexp import distributed
 from vlmexp.config import Config
 from vlmexp.errors import UserError, closest
+from vlmexp.provenance import secrets_of_environment
 from vlmexp.runs import refuse_other_config, require_run
 
 HELP = """\
@@ -69,6 +70,16 @@ def overrides(arguments: list[str]) -> list[str]:
     return found
 
 
+def refuse_secrets(arguments: Iterable[str]) -> None:
+    """Raise a UserError if an argument holds a secret of the environment: what is given here is kept with the run."""
+    for name, value in secrets_of_environment().items():
+        if found := next((argument for argument in arguments if value in argument), None):
+            raise UserError(
+                f"{found.partition('=')[0]}: its value holds that of {name}, and options are kept with the run. "
+                f"Leave it out; {name} is read from the environment."
+            )
+
+
 def help_text(config_dir: Path, stages: Iterable[str]) -> str:
     """The answer to --help: the idea, examples, and every group with its choices and what their files say of them."""
     lines = [HELP.format(stages=" | ".join(stages))]
@@ -121,7 +132,7 @@ def inherit_from_run(arguments: list[str]) -> list[str]:
     inherited = [
         text
         for text in record.get("overrides", [])
-        if key_of(text) not in (*named, "hydra.run.dir") and key_of(text).partition(".")[0] not in named
+        if key_of(text) not in (*named, "hydra.run.dir", "stage") and key_of(text).partition(".")[0] not in named
     ]
     stage = named.get("stage", record["stage"])
     flags = [argument for argument in arguments if argument not in given]

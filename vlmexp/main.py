@@ -92,7 +92,7 @@ def job(composed: DictConfig) -> float | None:
         distributed.start()
         with Run.open(directory, config, [*hydra_config.overrides.task, *search_path]) as run:
             result = stage(config, run)
-            run.update(result=result)
+            run.conclude(result)
         distributed.stop()
     except Preempted as stopped:
         if distributed.rank() == 0:
@@ -116,6 +116,8 @@ def check_before_launch(arguments: list[str]) -> Config:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         config = check(hydra.compose("config", overrides))
     command_line.refuse_occupied_directory(overrides, config)
+    if config.stage == "export" and not any(command_line.key_of(text) == "hydra.run.dir" for text in overrides):
+        raise UserError("stage=export works on a training run: name one with run=DIRECTORY.")
     return config
 
 
@@ -145,6 +147,7 @@ def main() -> None:
             print(command_line.help_text(CONFIG_DIR, [*STAGES, *COMMANDS]))
             return
         command_line.read_dotenv()
+        command_line.refuse_secrets(sys.argv[1:])
         command_line.refuse_sweeps_of(READING, sys.argv[1:])
         if command := command_line.command_of(sys.argv[1:], COMMANDS):
             module_name, _, function_name = COMMANDS[command].rpartition(".")

@@ -63,10 +63,14 @@ def git_state(directory: Path) -> dict[str, Any] | None:
 
 def redacted(text: str) -> str:
     """The text without the values of environment variables whose names look like secrets."""
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= 8:
-            text = text.replace(value, f"<{name}>")
+    for name, value in secrets_of_environment().items():
+        text = text.replace(value, f"<{name}>")
     return text
+
+
+def secrets_of_environment() -> dict[str, str]:
+    """Name -> value of every environment variable that looks like a secret."""
+    return {name: value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
 
 
 def command_line(arguments: list[str]) -> str:

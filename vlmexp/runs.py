@@ -36,6 +36,9 @@ from vlmexp.files import digest, read_json, read_jsonl, write_json, write_text
 from vlmexp.interruption import Interruption, Preempted
 
 HEARTBEAT_S = 30.0
+LOST_AFTER_S = 10 * HEARTBEAT_S  # a run that says it is running and has been silent for so long has no process any more
+# Each does what the ones before it do, or builds on it: the outcome of a run is that of the furthest it was used for.
+STAGE_ORDER = ("download", "eval_base", "train", "export", "eval_finetuned", "pipeline")
 # What may change without changing a result.
 NOT_IN_KEY = ("stage", "run", "tracking", "export", "compare", "paths", "threads")
 log = logging.getLogger("vlmexp")
@@ -115,11 +118,15 @@ class Run:
     """An open run directory. Only the main process writes.
 
     `record` is the content of run.json; every change goes through `update`, which replaces the file at once.
-    `interruption` knows whether the run was told to stop.
+    `interruption` knows whether the run was told to stop. `decides` says whether the outcome of this attempt is that of
+    the run: a stage that is done again in a finished run changes neither its status nor its result.
     """
 
-    def __init__(self, directory: Path, record: dict[str, Any], is_main: bool, interruption: Interruption) -> None:
+    def __init__(
+        self, directory: Path, record: dict[str, Any], is_main: bool, interruption: Interruption, decides: bool
+    ) -> None:
         self.directory = directory
+        self.decides = decides
         self.record = record
         self.is_main = is_main
         self.interruption = interruption
@@ -144,13 +151,17 @@ class Run:
         refuse_other_config(directory, values)
         path = directory / "run.json"
         record = read_json(path) if path.exists() else _new_record(directory, values, is_main)
-        record["status"] = "running"
-        record.pop("error", None)
-        record["overrides"] = overrides
-        record["attempts"].append({"stage": config.stage, **_attempt()})
+        goes_further = _goes_further(config.stage, record["stage"])
+        decides = goes_further or config.stage == record["stage"]
+        if decides:
+            record |= {"stage": config.stage, "status": "running"}
+            record.pop("error", None)
+        if goes_further or "overrides" not in record:
+            record["overrides"] = overrides
+        record["attempts"].append({"stage": config.stage, "overrides": overrides, **_attempt()})
         log_name = "train.log" if is_main else f"train-rank{distributed.rank()}.log"
         with Interruption.listening() as interruption, _log_to(directory / log_name, to_terminal=is_main):
-            run = cls(directory, record, is_main, interruption)
+            run = cls(directory, record, is_main, interruption, decides)
             if is_main:
                 write_text(directory / "config.resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
             run.update()
@@ -164,7 +175,7 @@ class Run:
                 raise
             except BaseException as error:
                 log.debug("".join(traceback.format_exception(error)))
-                run._finish("failed", error=f"{type(error).__name__}: {error}")
+                run._finish("failed", error=provenance.redacted(f"{type(error).__name__}: {error}"))
                 raise
             else:
                 run._finish("done")
@@ -184,6 +195,11 @@ class Run:
             self.record["heartbeat"] = now()
             if self.is_main:
                 write_json(self.path("run.json"), self.record)
+
+    def conclude(self, result: dict[str, Any]) -> None:
+        """Keep what the run came to."""
+        if self.decides:
+            self.update(result=result)
 
     def note_fallback(self, text: str) -> None:
         """Warn once that something other than what was asked for is done, and keep it in run.json."""
@@ -228,8 +244,14 @@ class Run:
 
     def _finish(self, status: str, **values: Any) -> None:
         attempts = [*self.record["attempts"][:-1], self.record["attempts"][-1] | {"ended": now(), "status": status}]
+        outcome = {"status": status, **values} if self.decides else {}
         with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
-            self.update(status=status, attempts=attempts, **values)
+            self.update(attempts=attempts, **outcome)
+
+
+def _goes_further(stage: str, than: str) -> bool:
+    known = stage in STAGE_ORDER and than in STAGE_ORDER
+    return known and STAGE_ORDER.index(stage) > STAGE_ORDER.index(than)
 
 
 def _new_record(directory: Path, config: dict[str, Any], is_main: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,7 @@ def check_fields(group: str, values: Mapping[str, Any], package: str, class_name
     """Raise a UserError if a key of `values` is no field of the class, or a value is not of the field's type."""
     fields = class_fields(package, class_name)
     for name, value in values.items():
-        if name not in fields:
-            listing = f". It has: {', '.join(sorted(fields))}."
-            raise UserError(
-                f"{group}.{name}={value}: {package}.{class_name} has no option {name!r}"
-                f"{closest(name, fields) or listing}"
-            )
+        check_name(f"{group}.{name}={value}", name, fields, f"{package}.{class_name}")
         if not _fits(value, fields[name]):
             raise UserError(
                 f"{group}.{name}={value!r} must be {ast.unparse(fields[name])} (see {package}.{class_name})."
@@ -44,15 +39,34 @@ def check_arguments(group: str, values: Mapping[str, Any], package: str, module:
     """
     defaults = init_defaults(package, module, class_name)
     for name, value in values.items():
-        if name not in defaults:
-            listing = f". It has: {', '.join(sorted(defaults))}."
-            raise UserError(
-                f"{group}.{name}={value}: {package}.{class_name} has no option {name!r}"
-                f"{closest(name, defaults) or listing}"
-            )
+        check_name(f"{group}.{name}={value}", name, defaults, f"{package}.{class_name}")
         default = defaults[name]
         if default is not None and type(value) is not type(default):
             raise UserError(f"{group}.{name}={value!r} must be {type(default).__name__} (see {package}.{class_name}).")
+
+
+def check_name(given: str, name: str, known: Collection[str], class_name: str) -> None:
+    """Raise a UserError if a name is none of the known ones."""
+    if name not in known:
+        listing = f". It has: {', '.join(sorted(known))}."
+        raise UserError(f"{given}: {class_name} has no option {name!r}{closest(name, known) or listing}")
+
+
+@functools.cache
+def popped_names(package: str, module: str, class_name: str) -> frozenset[str]:
+    """The names that a class's `__init__` takes out of its keyword arguments with `kwargs.pop`."""
+    tree = ast.parse((_root(package) / module).read_text(encoding="utf-8"))
+    owner = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    init = next(node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return frozenset(
+        str(node.args[0].value)
+        for node in ast.walk(init)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "pop"
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    )
 
 
 @functools.cache

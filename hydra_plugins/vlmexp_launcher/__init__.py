@@ -59,11 +59,13 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         sweep = Sweep(Path(str(self.config.hydra.sweep.dir)))
         self._check(job_overrides)
         points = sweep.add(job_overrides)
-        searched, hydra_overrides = self._search_path()
-        snapshot = take_snapshot(sweep.directory / "code", CONFIG_DIR, searched)
-        hydra_overrides += [
-            f"hydra.searchpath=[{','.join(f'file://{snapshot}/searchpath-{k}' for k in range(len(searched)))}]"
-        ] * bool(searched)
+        given, hydra_overrides = self._search_path()
+        folders = [Path(text.removeprefix("file://")).absolute() for text in given if text.startswith("file://")]
+        snapshot = take_snapshot(sweep.directory / "code", CONFIG_DIR, folders)
+        copies = (f"file://{snapshot}/searchpath-{number}" for number in range(len(folders)))
+        if given:
+            searched = [next(copies) if text.startswith("file://") else text for text in given]
+            hydra_overrides.append(f"hydra.searchpath=[{','.join(searched)}]")
         plan = Plan(self.kind, self.params, str(snapshot.relative_to(sweep.directory)), hydra_overrides)
         sweep.plan = plan
         todo = [s.point for s in current(sweep, points) if s.status not in ("done", "pending", "running")]
@@ -93,12 +95,11 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
             except UserError as error:
                 raise UserError(f"point {number} ({' '.join(overrides)}): {error}") from None
 
-    def _search_path(self) -> tuple[list[Path], list[str]]:
-        """The user's own config folders, and the rest of what the command line says to Hydra about a job."""
+    def _search_path(self) -> tuple[list[str], list[str]]:
+        """Where the user's own config is, and the rest of what the command line says to Hydra about a job."""
         given: Any = OmegaConf.to_object(self.config.hydra.searchpath) or []
-        folders = [Path(text.removeprefix("file://")).absolute() for text in given if text.startswith("file://")]
         kept = [text for text in self.config.hydra.overrides.hydra if text.startswith(("hydra.job.", "+hydra.job."))]
-        return folders, kept
+        return list(given), kept
 
     def _returns(self, standings: Sequence[Any], error: Exception | None) -> list[JobReturn]:
         """What a sweeper wants to know: each point's main metric, or that it failed."""

@@ -21,12 +21,14 @@ from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import token_lengths
 from vlmexp.collator.sharing import branch_inputs
 from vlmexp.data.example import Example
+from vlmexp.data.images import load_image
 from vlmexp.errors import UserError
 from vlmexp.evaluation.generate import generate_answers
 from vlmexp.evaluation.shared_prefix import shared_answers
+from vlmexp.export.stage import card_prompt
 from vlmexp.main import CONFIG_DIR
-from vlmexp.models.adapter import attach, load_adapter
-from vlmexp.models.export import save_adapter, save_merged
+from vlmexp.models.adapter import attach, load_adapter, merged
+from vlmexp.models.export import save_adapter, write_pretrained
 from vlmexp.models.load import ModelSource, load_model, load_processor
 from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS
 from vlmexp.parts import build_collator, model_source
@@ -177,6 +179,18 @@ def test_batched_answers_are_those_of_one_by_one(family, examples):
     assert together == alone
 
 
+def test_the_prompt_of_the_model_card_is_that_of_the_training(family, photos):
+    collator = family.collator()
+    prompt = card_prompt(family.config, collator)
+    text = prompt["text"].replace("{question}", "is it red?")
+    image = load_image(photos[0])
+    made = family.processor(
+        text=[text], images=[image], return_tensors="pt", add_special_tokens=prompt["add_special_tokens"]
+    )
+    trained = collator.prompts([example("is it red?", "", photos[0])])
+    assert made["input_ids"].tolist() == trained["input_ids"].tolist()
+
+
 def test_a_special_token_in_a_question_is_text(family, examples, photos):
     collator = family.collator()
     plain = collator([examples[0]])
@@ -214,12 +228,14 @@ def test_lora_learns_and_all_its_forms_answer_alike(family, examples, tmp_path):
         trained = model.eval()(**inputs).logits
         save_adapter(model, family.processor, tmp_path / "model")
         reloaded = load_adapter(family.model(), tmp_path / "model")(**inputs).logits
-        merged = save_merged(model, family.processor, tmp_path / "deployment")(**inputs).logits
+        whole = merged(model)
+        write_pretrained(whole, family.processor, tmp_path / "deployment")
+        together = whole(**inputs).logits
         deployed = load_model(ModelSource(str(tmp_path / "deployment"), dtype="float32"), pytest.fail)
         processor = load_processor(ModelSource(str(tmp_path / "deployment")), pytest.fail)
         again = build_collator(family.config, processor)(examples)
         from_disk = deployed(**{name: value for name, value in again.items() if name != "labels"}).logits
-    for other in (reloaded, merged, from_disk):
+    for other in (reloaded, together, from_disk):
         torch.testing.assert_close(other, trained, rtol=0, atol=1e-4)
 
 

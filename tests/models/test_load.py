@@ -11,7 +11,7 @@ import torch
 from tests.conftest import example
 from vlmexp.errors import UserError
 from vlmexp.models.adapter import attach, load_adapter, merged, peft_config, trainable_parameters
-from vlmexp.models.export import save_adapter, save_merged
+from vlmexp.models.export import save_adapter, write_pretrained
 from vlmexp.models.load import ASSETS, ModelSource, load_model, load_processor
 
 TINY = ModelSource("vlmexp:tiny", model_class="Qwen2VLForConditionalGeneration", processor_class="Qwen2VLProcessor")
@@ -123,7 +123,9 @@ def test_adapter_merged_and_reloaded_agree(make_collator, processor, tmp_path, d
         trained = model.eval()(**batch).logits
         save_adapter(model, processor, tmp_path / "model")
         reloaded = load_adapter(load_model(TINY, pytest.fail), tmp_path / "model")(**batch).logits
-        whole = save_merged(model, processor, tmp_path / "deployment")(**batch).logits
+        merged_model = merged(model)
+        write_pretrained(merged_model, processor, tmp_path / "deployment")
+        whole = merged_model(**batch).logits
         deployed = load_model(ModelSource(str(tmp_path / "deployment")), pytest.fail)(**batch).logits
     assert (trained - base).abs().max() > 1e-2
     for other in (reloaded, whole, deployed):

@@ -30,9 +30,8 @@ from vlmexp.config import Compare, Config
 from vlmexp.errors import UserError
 from vlmexp.files import write_text
 from vlmexp.report import print_paths
-from vlmexp.runs import HEARTBEAT_S, NOT_IN_KEY
+from vlmexp.runs import LOST_AFTER_S, NOT_IN_KEY
 
-LOST_AFTER_S = 10 * HEARTBEAT_S
 LOG_LINES = 6
 
 

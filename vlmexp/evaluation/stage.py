@@ -120,7 +120,7 @@ def evaluate_model(
         check_forward(config.model.id, model, processor, collator.prompts([fitted[0]]))
     rows = list(examples)
     description = "evaluate base" if name == BASE else "evaluate fine-tuned"
-    predictions = generated(config, model, collator, fitted, fitted.lengths, max_new_tokens, description)
+    predictions = generated(config, run, model, collator, fitted, fitted.lengths, max_new_tokens, description)
     scores, summary = summarise(
         predictions, [row.answers for row in rows], [row.metadata or {} for row in rows], metrics
     )
@@ -138,7 +138,7 @@ def evaluate_model(
         "generation": {"max_new_tokens": max_new_tokens, "do_sample": False, **evaluation.generation},
     }
     if name == FINETUNED and evaluation.blind != "none":
-        result["blind"] = evaluate_blind(config, model, collator, rows, metrics, max_new_tokens)
+        result["blind"] = evaluate_blind(config, run, model, collator, rows, metrics, max_new_tokens)
     if not run.is_main:
         return {"n": result["n"], "metrics": result["metrics"]}
     write_jsonl(
@@ -163,6 +163,7 @@ def evaluate_model(
 
 def generated(
     config: Config,
+    run: Run,
     model: PreTrainedModel,
     collator: Collator,
     examples: Sequence[Example],
@@ -175,9 +176,12 @@ def generated(
     Questions about one image share it where that is exact.
     """
     keys = [str(media_key(example) or index) for index, example in enumerate(examples)]
+    shared = shares_images(config, collator, keys, with_loss=False)
+    if shared and config.evaluation.generation:
+        run.note_fallback("evaluation.generation is set: every question reads its image anew, which takes longer.")
     own = generate_answers(
         model, collator, examples, lengths, config.evaluation.batch_size, max_new_tokens, config.evaluation.generation,
-        description, share_images=shares_images(config, collator, keys, with_loss=False),
+        description, share_images=shared,
         rank=distributed.rank(), ranks=distributed.world_size(),
     )  # fmt: skip
     return ["".join(answers) for answers in zip(*distributed.gathered(own), strict=True)]
@@ -185,6 +189,7 @@ def generated(
 
 def evaluate_blind(
     config: Config,
+    run: Run,
     model: PreTrainedModel,
     collator: Collator,
     examples: list[Example],
@@ -203,7 +208,7 @@ def evaluate_blind(
         )
         lengths = token_lengths(collator, blinded, with_answer=False)
         description = f"evaluate with {evaluation.blind} images"
-        predictions = generated(config, model, collator, blinded, lengths, max_new_tokens, description)
+        predictions = generated(config, run, model, collator, blinded, lengths, max_new_tokens, description)
     _, summary = summarise(predictions, [e.answers for e in sample], [e.metadata or {} for e in sample], metrics)
     return {"images": evaluation.blind, **summary}
 

@@ -12,8 +12,9 @@ from peft import PeftModel
 
 from vlmexp import distributed
 from vlmexp.collator.batch import Collator
+from vlmexp.collator.encode import special_token_arguments
 from vlmexp.collator.lengths import fit
-from vlmexp.config import Config, peft_extras
+from vlmexp.config import Config, peft_extras, used_columns
 from vlmexp.data.example import MEDIA_ROLES, Example
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
@@ -48,7 +49,7 @@ def export(config: Config, run: Run) -> dict[str, Any]:
     export_model(config, run, again=True)
     publish(config, run, again=True)
     print_paths({"adapter": run.path("model"), "merged": run.path("deployment_model"), "run": run.directory})
-    return dict(run.record["result"])  # an export changes nothing of what the run measured
+    return {}
 
 
 def check_export(config: Config) -> None:
@@ -136,7 +137,7 @@ def _export(config: Config, run: Run) -> None:
                 "untied_by_adapter": base_tied and not tied,
                 "parity": parity.record(),
                 "base_revision": revision,
-                "prompt": _prompt(config, collator),
+                "prompt": card_prompt(config, collator),
                 "loading": loaded_by,
             }
         )
@@ -167,14 +168,18 @@ def _batches(collator: Collator, examples: list[Example]) -> list[dict[str, torc
     return [collator.prompts(examples[start : start + PARITY_BATCH]) for start in range(0, len(examples), PARITY_BATCH)]
 
 
-def _prompt(config: Config, collator: Collator) -> dict[str, Any]:
+def card_prompt(config: Config, collator: Collator) -> dict[str, Any]:
     """The text that the processor takes, with `{question}` and other fields in their places."""
-    columns = config.dataset.columns
-    roles = [role for role, column in columns.items() if column and role not in ("answer", *MEDIA_ROLES)]
-    images = 1 if columns.get("image") else 0
-    text = collator.template.render({role: f"{{{role}}}" for role in roles}, images)
-    bos = collator.processor.tokenizer.bos_token
-    return {"text": text, "images": images, "add_special_tokens": not (bos and text.startswith(bos))}
+    columns = used_columns(config)
+    roles = [role for role in columns if role not in ("answer", *MEDIA_ROLES)]
+    images, videos = int("image" in columns), int("video" in columns)
+    text = collator.template.render({role: f"{{{role}}}" for role in roles}, images, videos)
+    return {
+        "text": collator.template.processor_text(text),
+        "images": images,
+        "videos": videos,
+        **{"add_special_tokens": True, **special_token_arguments(collator.processor, text)},
+    }
 
 
 def _free_memory() -> None:

@@ -29,12 +29,18 @@ def take_snapshot(folder: Path, config_dir: Path, search_path: Sequence[Path] = 
     sources = {Path("vlmexp"): PACKAGE, plugin: PACKAGE.parent / plugin}
     if not config_dir.is_relative_to(PACKAGE):
         sources[Path("conf")] = config_dir
-    sources |= {Path(f"searchpath-{number}"): path for number, path in enumerate(search_path)}
-    target = folder / _digest(sources.values())
+    searched = {Path(f"searchpath-{number}"): path for number, path in enumerate(search_path)}
+    target = folder / _digest([*sources.values()], [*searched.values()])
     if not target.exists():
         with new_folder(target) as temporary:
             for name, source in sources.items():
                 shutil.copytree(source, temporary / name, ignore=_IGNORED)
+            for name, source in searched.items():  # perhaps a whole repository, of which only the YAML files are ours
+                (temporary / name).mkdir()
+                for path in _yaml_files(source):
+                    copy = temporary / name / path.relative_to(source)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(path, copy)
     return target
 
 
@@ -50,10 +56,15 @@ def shell_lines(environment: dict[str, str]) -> list[str]:
     return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
 
 
-def _digest(folders: Iterable[Path]) -> str:
+def _yaml_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.yaml") if path.is_file())
+
+
+def _digest(whole: Iterable[Path], searched: Iterable[Path]) -> str:
     total = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix != ".pyc":
-                total.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    files = [(folder, path) for folder in whole for path in sorted(folder.rglob("*"))]
+    files += [(folder, path) for folder in searched for path in _yaml_files(folder)]
+    for folder, path in files:
+        if path.is_file() and path.suffix != ".pyc":
+            total.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]

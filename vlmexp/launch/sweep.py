@@ -21,9 +21,8 @@ from typing import Any
 
 from vlmexp.errors import UserError
 from vlmexp.files import read_json, read_jsonl, write_json, write_jsonl
-from vlmexp.runs import HEARTBEAT_S, now
+from vlmexp.runs import LOST_AFTER_S, now
 
-STALE_S = 4 * HEARTBEAT_S  # a run without a sign of life for so long has no process any more
 _LOG_LINES = 4
 
 
@@ -166,7 +165,7 @@ class Sweep:
             status = "done" if written == "done" else "running" if state in ("RUNNING", "COMPLETING") else "pending"
         elif written == "running":
             alive = states is None or job is None
-            status = "running" if alive and _age_s(record["heartbeat"]) < STALE_S else "lost"
+            status = "running" if alive and _age_s(record["heartbeat"]) < LOST_AFTER_S else "lost"
         elif written is not None:
             status = written
         elif job is None:

@@ -107,6 +107,9 @@ def usage(facts: Facts, is_adapter: bool, where: str) -> str:
         backend = f'backend="{load["image_backend"]}"'
         lines.append(f'processor.image_processor = AutoImageProcessor.from_pretrained("{where}", {backend})')
     images = ', images=[Image.open("photo.jpg").convert("RGB")]' if prompt["images"] else ""
+    if prompt.get("videos"):
+        images += ", videos=[frames], do_sample_frames=False"
+        lines += ["", "frames = ...  # a clip's frames as uint8 [frames, height, width, 3], chosen as in training"]
     special = "" if prompt["add_special_tokens"] else ", add_special_tokens=False"
     lines += [
         "",

@@ -19,7 +19,6 @@ from transformers import (
 
 from vlmexp.errors import UserError
 from vlmexp.files import new_folder, read_json, write_json
-from vlmexp.models.adapter import merged
 from vlmexp.models.load import EMBEDDED, ModelSource, Note, load_processor
 
 AUTO_MODEL = "AutoModelForImageTextToText"
@@ -49,16 +48,6 @@ def write_pretrained(model: PreTrainedModel, processor: ProcessorMixin, folder: 
     """Write both as they are: right for every family that transformers has a class for."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def save_merged(
-    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, folder: Path, writer: Writer = write_pretrained
-) -> PreTrainedModel:
-    """Merge the adapter into the model, write both model and processor, and return the merged model."""
-    whole = merged(model)
-    with new_folder(folder) as temporary:
-        writer(whole, processor, temporary)
-    return whole
 
 
 def find_writer(*names: str | None) -> Writer:

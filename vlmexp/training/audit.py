@@ -78,6 +78,7 @@ class GradientAudit(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not self._done:
             log.info("train.gradient_audit: %d steps are too few to tell which weights get no gradient.", self._steps)
+            self._record(gradient_audit={"step": None, "steps_seen": self._steps})
 
     def _report(self, step: int, silent: Collection[str]) -> None:
         parts = {name: self._part_of(name) for name in self._norms}

@@ -257,9 +257,7 @@ def epoch_order(
         return by_media(keys)
     if strategy == "group_by_length":
         return by_length(examples.lengths, examples_per_step(arguments))
-    if strategy == "random":
-        return shuffled(len(examples))
-    raise UserError(f"train.train_sampling_strategy={strategy!r} must be random or group_by_length.")
+    return shuffled(len(examples))
 
 
 def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
@@ -274,4 +272,5 @@ def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
         }
         for split, fitted in splits.items()
     }
-    run.update(data={**run.record["data"], "splits": about, "share_images": shared})
+    order = "by image" if shared else "by train.train_sampling_strategy"
+    run.update(data={**run.record["data"], "splits": about, "share_images": shared, "order": order})
