@@ -77,6 +77,7 @@ def test_ctrl_c_leaves_the_jobs_alone(cli, mine, tmp_path, data_dir):
         [sys.executable, "-m", "vlmexp", "-m", "stage=probe.stage", "peft.r=2,4", "seed=1", *LOCAL],
         cwd=tmp_path, env=cli_environment(data_dir) | mine, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (sweep / "0" / "run.json").exists():

@@ -50,4 +50,4 @@ def test_questions_about_videos_are_learnt(compose, tmp_path):
     assert scores["metrics"]["exact_match"] > 0.7
     assert scores["blind"]["metrics"]["exact_match"] < scores["metrics"]["exact_match"]  # it looks at the clip
     first = read_jsonl(tmp_path / "run" / "evaluation" / "finetuned_vlm_model_predictions.jsonl")[0]
-    assert first["videos"] == ["bikes.mp4"]
+    assert first["videos"] == [str(clip("bikes"))]
