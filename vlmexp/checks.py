@@ -107,6 +107,8 @@ def checked(composed: DictConfig) -> Config:
         raise UserError(explain(error)) from None
     assert isinstance(config, Config)
     _check_choices(config)
+    _check_numbers(config)
+    _check_together(config)
     _check_compare(config.compare)
     _check_media(config)
     _check_open_leaves(config)
@@ -144,6 +146,10 @@ def _check_choices(config: Config) -> None:
         ),
     ):
         _check_choice(option, value, choices)
+
+
+def _check_numbers(config: Config) -> None:
+    frames = config.collator.video_processing.frame_extraction
     for option, number, least in (
         ("collator.max_length", config.collator.max_length, 1),
         ("collator.image_processing.max_size", config.collator.image_processing.max_size, 1),
@@ -160,16 +166,6 @@ def _check_choices(config: Config) -> None:
     ):
         if number is not None and number < least:
             raise UserError(f"{option}={number} must be at least {least}.")
-    if config.export.push_to_hub is not None and not _REPOSITORY.fullmatch(config.export.push_to_hub):
-        raise UserError(
-            f"export.push_to_hub={config.export.push_to_hub!r} must be ORG/NAME, each of letters, digits, '-', '_' and "
-            "'.', with a letter or digit at both ends."
-        )
-    if config.collator.label_masking.ignore_index != -100:
-        raise UserError(
-            f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "
-            "only label that the loss of transformers' models leaves out."
-        )
     duration = config.collator.video_processing.file_processing.max_duration
     for option, amount in (("frame_extraction.fps", frames.fps), ("file_processing.max_duration", duration)):
         if amount is not None and amount <= 0:
@@ -181,6 +177,20 @@ def _check_choices(config: Config) -> None:
     ):
         if not 0 <= fraction < 1:
             raise UserError(f"{option}={fraction} must be at least 0 and less than 1.")
+
+
+def _check_together(config: Config) -> None:
+    """What no single option tells."""
+    if config.export.push_to_hub is not None and not _REPOSITORY.fullmatch(config.export.push_to_hub):
+        raise UserError(
+            f"export.push_to_hub={config.export.push_to_hub!r} must be ORG/NAME, each of letters, digits, '-', '_' and "
+            "'.', with a letter or digit at both ends."
+        )
+    if config.collator.label_masking.ignore_index != -100:
+        raise UserError(
+            f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "
+            "only label that the loss of transformers' models leaves out."
+        )
     for role in dict.fromkeys(["answer", *config.dataset.required]):
         if not config.dataset.columns.get(role):
             raise UserError(f"dataset.columns.{role} is not set: name the column that holds each example's {role}.")
