@@ -12,9 +12,8 @@ from typing import Any
 from vlmexp.comparison.reading import UNFINISHED, RunFiles, get, seconds, short_names
 from vlmexp.errors import unknown
 from vlmexp.evaluation.intervals import wilson
+from vlmexp.evaluation.metrics import CORPUS_METRICS
 
-# No mean over examples: an interval of a share does not hold for them.
-CORPUS_METRICS = ("bleu", "cider")
 LOSSES = ("eval_loss", "loss")
 
 
