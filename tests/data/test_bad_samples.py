@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,6 +53,9 @@ def hostile_rows(folder: Path) -> dict[str, tuple[dict, str | None]]:
         (folder / name).write_bytes(content)
     (folder / "folder.png").mkdir()
     (folder / "nowhere.png").symlink_to(folder / "gone.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "endless.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.png")  # nobody will ever write to it
     (folder / "unter ordner").mkdir()
     Image.new("RGB", (1, 1)).save(folder / "unter ordner" / "ein pixel ü.png")
     Image.new("L", (1, 4000)).save(folder / "tall.png")
@@ -70,7 +74,9 @@ def hostile_rows(folder: Path) -> dict[str, tuple[dict, str | None]]:
         "zeros.jpg": "unknown format", "magic.png": "unknown format", "magic.gif": "unknown format",
         "magic.jpg": "unknown format", "bomb.png": "too large",
         "half.jpg": "damaged", "half.png": "damaged", "half.webp": "damaged", "half.gif": "damaged",
-        "folder.png": "not a file", "nowhere.png": "missing", "gone.png": "missing",
+        "folder.png": "not a file", "endless.png": "not a file", "pipe.png": "not a file", "loop.png": "missing",
+        "n" * 300: "missing", "null\0.png": "missing", "~somebody-unknown/a.png": "missing",
+        "nowhere.png": "missing", "gone.png": "missing",
     }  # fmt: skip
     usable = ["photo.txt", "wrong ending.png", "unter ordner/ein pixel ü.png", "tall.png", "cmyk.jpg", "palette.gif"]
     return {
@@ -86,7 +92,8 @@ def hostile_rows(folder: Path) -> dict[str, tuple[dict, str | None]]:
         "number": (media(7), "no image"),
         "dict": (media({"path": "good.png", "bytes": None}), None),
         "dict of nothing": (media({"path": None, "bytes": None}), "no image"),
-        "base64": (media(base64.b64encode(encoded("PNG")).decode()), "damaged"),
+        "base64": (media(base64.b64encode(encoded("PNG")).decode()), "missing"),
+        "half a character in a name": (media("\ud83d.png"), "no image"),
         "url": (media("https://example.org/cat.png"), "no image"),
         "empty question": (text("", "red"), "empty question"),
         "blank question": (text(" \n", "red"), "empty question"),

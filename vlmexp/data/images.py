@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,13 +146,10 @@ def _orientation(image: Image.Image) -> int:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
+    require_file("image", path)
     try:
         with Image.open(path) as image:
             yield image
-    except FileNotFoundError:
-        raise missing("image", path) from None
-    except IsADirectoryError:
-        raise MediaError("not a file", f"The image {path} is a folder and not a file.") from None
     except Image.DecompressionBombError:
         raise MediaError(
             "too large",
@@ -165,9 +163,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise MediaError("damaged", f"The image {path} cannot be read: {_first_line(error)}.") from None
 
 
-def missing(kind: str, path: Path) -> MediaError:
-    """The error for a file that is not there."""
-    return MediaError("missing", f"The {kind} {path} does not exist.")
+def require_file(kind: str, path: Path) -> None:
+    """Raise a MediaError unless there is a regular file: a device or a pipe might be read for ever."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError("missing", f"The {kind} {path} does not exist.") from None
+    except (OSError, ValueError) as error:  # a loop of links, a name too long or with a null character
+        raise MediaError("missing", f"The {kind} {path} cannot be looked at: {_first_line(error)}.") from None
+    if not stat.S_ISREG(mode):
+        what = "folder" if stat.S_ISDIR(mode) else "device or pipe"
+        raise MediaError("not a file", f"The {kind} {path} is a {what} and not a file.")
 
 
 def _first_line(error: BaseException) -> str:

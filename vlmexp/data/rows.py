@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ class MediaStore:
             if not (self.root / path).exists():
                 (self.root / path).write_bytes(value)
         elif isinstance(value, str | Path):
-            path = Path(value).expanduser().absolute()
+            if str(value) != str(value).encode(errors="replace").decode():
+                raise ValueError(f"{ascii(str(value))} is not in UTF-8: rename the file")
+            path = Path(os.path.expanduser(value)).absolute()  # Path's own raises for a ~ of somebody unknown
         else:
             raise ValueError(f"{value!r} is a {type(value).__name__} and no path")
         self.kinds[path] = kind

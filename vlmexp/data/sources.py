@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from string import ascii_uppercase
@@ -100,9 +101,9 @@ def _placed(value: Any, folder: Path) -> Any:
     if isinstance(value, list):
         return [_placed(item, folder) for item in value]
     if isinstance(value, dict) and value.get("bytes") is None and isinstance(value.get("path"), str):
-        return folder / Path(value["path"]).expanduser()
+        return folder / os.path.expanduser(value["path"])
     is_path = isinstance(value, str) and value and "://" not in value
-    return folder / Path(value).expanduser() if is_path else value
+    return folder / os.path.expanduser(value) if is_path else value
 
 
 def hub(

@@ -56,7 +56,7 @@ def state(path: Path) -> list[int] | None:
     """Size in bytes and time of the last change in ns of a file; None if it cannot be looked at."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return [found.st_size, found.st_mtime_ns]
 
@@ -64,6 +64,6 @@ def state(path: Path) -> list[int] | None:
 def content(path: Path) -> str | None:
     """SHA-256 of the file's bytes; None if they cannot be read."""
     try:
-        return file_digest(path)
+        return file_digest(path) if path.is_file() else None
     except OSError:
         return None

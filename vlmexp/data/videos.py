@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmexp.data.images import MediaError, missing
+from vlmexp.data.images import MediaError, require_file
 from vlmexp.data.video_readers import LIBRARIES, Pixels, Reader, Unreadable, VideoHeader, resolve_library
 
 
@@ -95,10 +95,7 @@ def check_video(path: Path, library: str) -> None:
 
 
 def _open(path: Path, library: str) -> Reader:
-    if not path.exists():
-        raise missing("video", path)
-    if path.is_dir():
-        raise MediaError("not a file", f"The video {path} is a folder and not a file.")
+    require_file("video", path)
     try:
         reader = LIBRARIES[library].reader(path)
     except Exception as error:  # each library has its own errors for a damaged file
