@@ -61,7 +61,7 @@ class MediaStore:
                 (self.root / path).write_bytes(value)
         elif isinstance(value, str | Path):
             if str(value) != str(value).encode(errors="replace").decode():
-                raise ValueError(f"{ascii(str(value))} is not in UTF-8: rename the file")
+                raise ValueError(f"{str(value)!a} is not in UTF-8: rename the file")
             path = Path(os.path.expanduser(value)).absolute()  # Path's own raises for a ~ of somebody unknown
         else:
             raise ValueError(f"{value!r} is a {type(value).__name__} and no path")
