@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import peft
 import pytest
+import torch
 
+from tests.conftest import example
 from vlmexp import config
 from vlmexp.errors import UserError
 from vlmexp.models.adapter import attach, peft_config
@@ -51,6 +53,24 @@ def test_own_patterns_find_the_parts(model):
     patterns = ModulePatterns(vision=r"^never$", projector=r"visual\.merger")
     adapted = attach(model, peft_config("LoraConfig", LORA), ["projector"], patterns)
     assert {name.partition("merger")[1] for name, p in adapted.named_parameters() if p.requires_grad} == {"merger"}
+
+
+@pytest.mark.parametrize("whole", ["merger", "lm_head"])
+def test_whole_modules_learn_small_steps_in_bfloat16(whole, model, make_collator, draw):
+    """A step of 1e-5 is below the precision of a weight of 0.02 in bfloat16."""
+    batch = make_collator()([example("is it red?", "yes", draw("red"))])
+    adapted = attach(model.to(torch.bfloat16), peft_config("LoraConfig", {**LORA, "modules_to_save": [whole]}))
+    trained = {name: p for name, p in adapted.named_parameters() if "modules_to_save" in name}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-5, weight_decay=0.0)
+    loss = adapted(**batch).loss
+    loss.backward()
+    optimizer.step()
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert adapted.get_base_model().model.language_model.embed_tokens.weight.dtype == torch.bfloat16
+    for name, weight in trained.items():
+        moved = (weight.grad != 0) & (weight != before[name])
+        assert moved.sum() > 0.99 * (weight.grad.abs() > 1e-7).sum(), name
 
 
 def test_a_method_that_cannot_leave_parts_out_says_so(model):

@@ -13,6 +13,8 @@ import peft
 import torch
 from peft import PeftModel
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
+from peft.utils.other import ModulesToSaveWrapper
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from vlmexp.errors import UserError, closest
@@ -63,11 +65,41 @@ def attach(
     # float32, and what that function adds is to double the memory of vision tower and embeddings.
     targets = getattr(config, "target_modules", None)
     try:
-        return peft.get_peft_model(model, config)
+        adapted = peft.get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         reason = _misplaced(model, targets, modules, train_parts) if targets is not None else ""
         unexplained = f"peft: the adapter cannot be attached to {type(model).__name__}: {error}"
         raise UserError(reason or unexplained) from None
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for own in module.modules_to_save.values():
+                _hold_in_float32(own)
+    return adapted
+
+
+def _hold_in_float32(module: torch.nn.Module) -> None:
+    """Compute a module in float32 within a model of another precision, in which its small steps would be rounded away.
+
+    PEFT does so for an adapter's weights, but not for those of `modules_to_save`.
+    """
+    outside = {weight.dtype for weight in module.parameters()} & {torch.bfloat16, torch.float16}
+    if not outside:
+        return
+    (dtype,) = outside
+
+    def cast(value: Any, to: torch.dtype) -> Any:
+        return value.to(to) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    def enter(_: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        own = torch.float32
+        return tuple(cast(value, own) for value in inputs), {name: cast(value, own) for name, value in named.items()}
+
+    def leave(_: torch.nn.Module, __: Any, output: Any) -> Any:
+        return tree_map(lambda value: cast(value, dtype), output)
+
+    module.float()
+    module.register_forward_pre_hook(enter, with_kwargs=True)
+    module.register_forward_hook(leave)
 
 
 def _either(mine: str | Iterable[str] | None, ours: str) -> str:
