@@ -82,6 +82,8 @@ MISTAKES = {
     "compare.format=xml": ["compare.format='xml'", "table, md, csv, json"],
     "compare.evaluation=tuned": ["compare.evaluation='tuned'", "did you mean 'finetuned'?"],
     "compare.diff=[a]": ["compare.diff names 1", "compare.diff=[A,B]"],
+    "preview.split=trian": ["preview.split='trian'", "did you mean 'train'?"],
+    "preview.examples=0": ["preview.examples=0", "at least 1"],
     "compare.examples=-1": ["compare.examples=-1", "at least 0"],
 }
 
@@ -212,6 +214,7 @@ LAYERS = [
     {"training"},
     {"pipeline"},
     {"comparison"},
+    {"preview"},
     {"command_line", "main", "__main__"},
     {"launch"},
 ]
@@ -223,6 +226,7 @@ STAGE_FILES = {
     "export/stage.py",
     "export/cards.py",
     "comparison/stage.py",
+    "preview/stage.py",
 }
 
 

@@ -23,6 +23,7 @@ vlmexp fine-tunes vision-language models: one config, one command, one run direc
   python -m vlmexp                                 the whole pipeline: a tiny VLM on easy-VQA, on a CPU
   python -m vlmexp model=qwen2vl stage=train       another model, one stage
   python -m vlmexp peft.r=32 train.max_steps=100   any option of PEFT's and the Trainer's own classes
+  python -m vlmexp model=qwen2vl stage=preview     what the model would be shown, on a page; reads no weights
   python -m vlmexp run=outputs/DAY/TIME            continue a run from its newest checkpoint
   python -m vlmexp -m peft.r=8,16 seed=0,1         a sweep: one run for each combination
   python -m vlmexp -m peft.r=8,16 hydra/launcher=slurm     the same as SLURM jobs (slurm_local: as processes)

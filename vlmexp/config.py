@@ -226,6 +226,17 @@ class Export:
 
 
 @dataclass
+class Preview:
+    """What `stage=preview` counts and shows; nothing here changes a training."""
+
+    split: str = "train"
+    examples: int = 8  # a random sample and the longest row; where images are shared, images with their questions
+    ids: list[str] = field(default_factory=list)  # show these rows instead
+    rows: int | None = 2000  # a random sample, whose lengths and sizes are counted; null: all of the split
+    output: str | None = None  # the page to write; null: preview.html in the run directory
+
+
+@dataclass
 class Compare:
     """What `stage=compare` reads and shows."""
 
@@ -269,6 +280,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
     export: Export = field(default_factory=Export)
+    preview: Preview = field(default_factory=Preview)
     compare: Compare = field(default_factory=Compare)
     paths: Paths = field(default_factory=Paths)
 

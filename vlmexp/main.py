@@ -34,6 +34,7 @@ from vlmexp.runs import Run
 Stage = Callable[[Config, Run], dict[str, Any]]
 
 STAGES = {
+    "preview": "vlmexp.preview.stage.preview",
     "download": "vlmexp.data.stage.download",
     "eval_base": "vlmexp.evaluation.stage.eval_base",
     "train": "vlmexp.training.stage.train",

@@ -38,9 +38,9 @@ from vlmexp.interruption import Interruption, Preempted
 HEARTBEAT_S = 30.0
 LOST_AFTER_S = 10 * HEARTBEAT_S  # a run that says it is running and has been silent for so long has no process any more
 # Each does what the ones before it do, or builds on it: the outcome of a run is that of the furthest it was used for.
-STAGE_ORDER = ("download", "eval_base", "train", "export", "eval_finetuned", "pipeline")
+STAGE_ORDER = ("preview", "download", "eval_base", "train", "export", "eval_finetuned", "pipeline")
 # What may change without changing a result.
-NOT_IN_KEY = ("stage", "run", "tracking", "export", "compare", "paths", "threads")
+NOT_IN_KEY = ("stage", "run", "tracking", "export", "preview", "compare", "paths", "threads")
 log = logging.getLogger("vlmexp")
 
 

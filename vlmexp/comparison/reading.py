@@ -22,6 +22,7 @@ from vlmexp.files import read_json, read_jsonl
 
 EVALUATIONS = {"base": "base_vlm_model", "finetuned": "finetuned_vlm_model"}  # our name: how its files start
 UNFINISHED = ("failed", "lost", "broken", "preempted", "pending", "running")
+WITHOUT_RESULT = ("preview",)  # stages of run directories that there is nothing to compare in
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one written in C is ten times as fast
 
 
@@ -64,7 +65,7 @@ def get(value: Any, *path: str) -> Any:
 
 
 def find_runs(folders: Iterable[Path], lost_after_s: float) -> list[RunFiles]:
-    """Every run below the folders, and every point that a sweep listed in points.jsonl but has not started.
+    """Every run below the folders that has something to compare, and every point that a sweep has not started.
 
     Args:
         folders: run directories, sweeps, or folders that hold some at any depth.
@@ -76,7 +77,9 @@ def find_runs(folders: Iterable[Path], lost_after_s: float) -> list[RunFiles]:
             directory = Path(parent)
             if "run.json" in files:
                 folders_inside.clear()  # a run holds no runs, and its folders may be renamed under our eyes
-                found[directory.resolve()] = read_run(directory, lost_after_s)
+                run = read_run(directory, lost_after_s)
+                if run.get("stage") not in WITHOUT_RESULT:
+                    found[directory.resolve()] = run
             elif "points.jsonl" in files:
                 found |= {run.directory.resolve(): run for run in _pending_points(directory)}
     return [found[directory] for directory in sorted(found)]

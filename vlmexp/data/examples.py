@@ -70,6 +70,10 @@ class Examples(ExampleSequence):
         row = self._table[index]
         return to_example(row, self._columns, self._metadata, self._root, self._split, self._answer_seed)
 
+    def ids(self) -> list[str]:
+        """The id of each example."""
+        return [str(value) for value in self._table["id"]]
+
     def media_keys(self) -> list[str]:
         """For each example, a text that is equal exactly for examples with the same media, and there are media."""
         columns = [column for role in MEDIA_ROLES if (column := self._columns.get(role)) in self._table.column_names]

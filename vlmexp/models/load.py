@@ -62,22 +62,27 @@ class ModelSource:
         return str(checkpoint.local_folder(self.id) or self.id)
 
 
-def check_model(source: ModelSource, note: Note) -> ProcessorMixin:
+def check_model(source: ModelSource, note: Note, weights: bool = True) -> ProcessorMixin:
     """The processor of a model, after all that can be known without reading weights.
 
     It is quick and reads little, so that a run can begin with it: a wrong id does not show after the data are made.
+
+    Args:
+        weights: look at the files of the weights, and whether they can be quantised here; without it they need not be
+            there.
 
     Raises:
         UserError: the checkpoint cannot be reached or is not whole; it is no vision-language model, or needs code of
             its own; class or processor do not fit it; it cannot be quantised as asked.
     """
-    quantization_config(source.quantization, source.modules)
+    if weights:
+        quantization_config(source.quantization, source.modules)
     loader = _class(source.model_class, source.import_path, MODEL_AUTO, "model.model_class", note)
     config = _config(source)
     if checkpoint.only_cached(source.location, source.revision):
         note(f"The Hub cannot be reached: {source.id} is taken from the cache as it is there.")
     check_class(source.id, config, loader)
-    if not source.random_init and not OTHER_FILES & source.model_kwargs.keys():
+    if weights and not source.random_init and not OTHER_FILES & source.model_kwargs.keys():
         with _sentences(source, loader):
             checkpoint.check_weights(source.id, source.location, source.revision)
     processor = load_processor(source, note)

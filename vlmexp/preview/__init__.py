@@ -1,0 +1,1 @@
+"""stage=preview: what a training would be shown, before any weights are read."""

@@ -1,0 +1,105 @@
+"""stage=preview: what a training would be shown, from configuration, processor and data alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vlmexp.collator.batch import Collator
+from vlmexp.config import Config
+from vlmexp.data.prepare import Prepared
+from vlmexp.data.stage import load_split, prepared_data
+from vlmexp.errors import UserError
+from vlmexp.files import read_jsonl, write_text
+from vlmexp.models.load import check_model
+from vlmexp.parts import build_collator, model_source, set_threads, shares_images
+from vlmexp.preview.cards import make_cards
+from vlmexp.preview.choice import grouped, positions, sample
+from vlmexp.preview.page import build_page
+from vlmexp.preview.summary import Preview
+from vlmexp.preview.survey import take_survey
+from vlmexp.preview.terminal import print_preview
+from vlmexp.report import print_paths
+from vlmexp.runs import Run
+
+QUESTIONS = 6  # of an image that several share
+
+
+def preview(config: Config, run: Run) -> dict[str, Any]:
+    """Collate some examples as stage=train would and show them, on a page and in the terminal; no weights are read."""
+    set_threads(config)
+    with run.stage("preview") as result:
+        processor = check_model(model_source(config), run.note_fallback, weights=False)
+        prepared = prepared_data(config, run)
+        made = make_preview(config, prepared, build_collator(config, processor))
+        result |= {
+            "split": config.preview.split,
+            "counted": len(made.survey.lengths),
+            "longest_tokens": max(made.survey.lengths),
+            "too_long": len(made.too_long),
+        }
+        path = Path(config.preview.output).expanduser() if config.preview.output else run.path("preview.html")
+        if run.is_main:
+            try:
+                write_text(path, build_page(made))
+            except OSError as error:
+                raise UserError(
+                    f"preview.output={path} cannot be written: {error.strerror}; name another file."
+                ) from None
+    print_preview(Console(highlight=False), made)
+    print_paths({"preview": path})
+    return {name: result[name] for name in ("counted", "longest_tokens", "too_long")}
+
+
+def make_preview(config: Config, prepared: Prepared, collator: Collator) -> Preview:
+    """Count rows of the split and collate the shown ones.
+
+    Raises:
+        UserError: preview.ids names a row that there is not, or media cannot be read and no row may be skipped.
+    """
+    options, skip_bad = config.preview, config.dataset.on_bad_sample == "skip"
+    examples = load_split(config, prepared, options.split)
+    media = examples.media_keys()
+    # The training decides by its own split, whatever is shown here.
+    trained = media if options.split == "train" else load_split(config, prepared, "train").media_keys()
+    collator.share_images = shares_images(config, collator, trained, with_loss=True)
+    keys = media if collator.share_images else [str(index) for index in range(len(examples))]
+    chosen = positions(examples.ids(), options.ids, options.split)
+    count = min(options.rows or len(examples), len(examples))
+    rows = sorted(random.Random(config.seed).sample(range(len(examples)), count))
+    survey = take_survey(collator, examples, rows, skip_bad)
+    groups = grouped(chosen or sample(survey.rows, survey.longest, keys, options.examples, config.seed), keys)
+    shown = [[examples[index] for index in group[:QUESTIONS]] for group in groups]
+    cards = make_cards(collator, shown, config.collator.max_length, config.collator.overlong, skip_bad)
+    for card, group in zip(cards, groups, strict=True):
+        card.more = max(0, len(group) - QUESTIONS)
+    bad = read_jsonl(prepared.folder / "bad.jsonl")
+    return Preview(
+        title=f"{config.model.id} on {config.dataset.name}, {options.split} split",
+        facts={
+            "processor": type(collator.processor).__name__,
+            "prepared data": str(prepared.folder),
+        },
+        population=len(examples),
+        survey=survey,
+        cards=cards,
+        max_length=config.collator.max_length,
+        overlong=config.collator.overlong,
+        sharing=sharing(media) if collator.share_images else "",
+        errors=[*(row["error"] for row in bad if row["split"] == options.split), *survey.bad],
+        choice="These are preview.ids." if chosen else "These are a random sample; the longest example comes last.",
+    )
+
+
+def sharing(keys: Sequence[str]) -> str:
+    """How the training packs questions, in a sentence."""
+    media = len(set(keys))
+    sets = f"{media:,} {'set' if media == 1 else 'sets'} of media"
+    return (
+        f"Images are shared: {len(keys):,} questions are about {sets}, {len(keys) / media:.1f} each. "
+        "A row of a batch is one of these with its questions behind one prefix; each sees the prefix and itself."
+    )
