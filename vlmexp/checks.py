@@ -19,6 +19,7 @@ from vlmexp.config import (
     SPLITS,
     Compare,
     Config,
+    Evaluation,
     PeftExtras,
     TrainExtras,
     explain,
@@ -32,6 +33,7 @@ from vlmexp.signatures import check_arguments, check_fields, check_name, popped_
 DTYPES = ("bfloat16", "float16", "float32")
 OVERLONG = ("error", "drop", "shorten_text")
 SHARE_IMAGES = ("auto", "always", "never")
+ANSWERS = ("generate", "rank")
 BLINDS = ("shuffle", "blank", "none")
 PROMPT_STYLES = ("chat", "prefix")
 RESIZE_MODES = ("keep_aspect", "crop", "stretch")
@@ -110,6 +112,7 @@ def checked(composed: DictConfig) -> Config:
     _check_numbers(config)
     _check_together(config)
     _check_compare(config.compare)
+    _check_evaluation(config.evaluation)
     _check_media(config)
     _check_open_leaves(config)
     return config
@@ -134,6 +137,7 @@ def _check_choices(config: Config) -> None:
         ("evaluation.split", config.evaluation.split, SPLITS),
         ("preview.split", config.preview.split, SPLITS),
         ("evaluation.blind", config.evaluation.blind, BLINDS),
+        ("evaluation.answers", config.evaluation.answers, ANSWERS),
         *(("dataset.splits", name, SPLITS) for name in config.dataset.splits),
         *(("dataset.max_examples", name, SPLITS) for name in config.dataset.max_examples),
         *(
@@ -159,6 +163,8 @@ def _check_numbers(config: Config) -> None:
         ("evaluation.max_examples", config.evaluation.max_examples, 1),
         ("evaluation.blind_examples", config.evaluation.blind_examples, 1),
         ("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1),
+        ("evaluation.max_choices", config.evaluation.max_choices, 2),
+        ("evaluation.invariance_examples", config.evaluation.invariance_examples, 0),
         ("dataset.max_new_tokens", config.dataset.max_new_tokens, 1),
         ("export.parity_examples", config.export.parity_examples, 0),
         ("preview.examples", config.preview.examples, 1),
@@ -256,6 +262,25 @@ def _check_compare(compare: Compare) -> None:
         raise UserError(f"compare.{' and compare.'.join(views)} are different views: ask for one of them.")
     if compare.best and (compare.format != "table" or compare.output is not None):
         raise UserError("compare.best prints two lines for a script: leave compare.format and compare.output out.")
+
+
+def _check_evaluation(evaluation: Evaluation) -> None:
+    """What belongs to one of the two ways to an answer."""
+    if evaluation.answers == "generate":
+        for name, value in (("choices", evaluation.choices), ("rank_per_token", evaluation.rank_per_token)):
+            if value:
+                raise UserError(
+                    f"evaluation.{name}={value} is for ranking, and evaluation.answers is 'generate': set "
+                    "evaluation.answers=rank, or leave it out."
+                )
+        return
+    if evaluation.generation:
+        raise UserError(
+            f"evaluation.generation.{next(iter(evaluation.generation))}: evaluation.answers=rank generates nothing; "
+            "leave it out."
+        )
+    if evaluation.choices is not None and len(set(evaluation.choices)) < max(2, len(evaluation.choices)):
+        raise UserError(f"evaluation.choices={evaluation.choices} must be at least two different answers.")
 
 
 def _check_open_leaves(config: Config) -> None:

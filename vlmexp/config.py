@@ -182,6 +182,11 @@ class Evaluation:
     blind: str = "shuffle"  # shuffle | blank | none: what the fine-tuned model answers to other or to white images
     blind_examples: int = 1000  # how many questions of the sample are asked again so
     generation: dict[str, Any] = field(default_factory=dict)  # further arguments of generate()
+    answers: str = "generate"  # generate | rank: what the model says, or the likeliest of `choices`
+    choices: list[str] | None = None  # to rank; null: the row's own (dataset.columns.choices), else train's
+    max_choices: int = 100  # of the train split's answers: the most common
+    rank_per_token: bool = False  # rank by log-likelihood per token, which does not favour the short ones
+    invariance_examples: int = 4  # questions asked one by one as well, to see whether the batch matters; 0: none
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Being told to stop: SIGTERM, and the signal by which submitit announces a preemption or a time limit.
 
-A stage that can be repeated is left at once. Training ends at its next step boundary, behind a checkpoint. Either way
-the run's status becomes `preempted`, and the job goes back into its queue if it came from one.
+A stage that can be repeated is left at once, an evaluation behind the batch it is at. Training ends at its next step
+boundary, behind a checkpoint. Either way the run's status becomes `preempted`, and the job goes back into its queue if
+it came from one.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from vlmexp.collator.batch import Collator, Masking
 from vlmexp.collator.media import MediaOptions
 from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate
 from vlmexp.config import Config, PeftExtras, library_options, peft_extras, used_columns
-from vlmexp.data.example import MEDIA_ROLES
+from vlmexp.data.example import ANSWER_ROLES, MEDIA_ROLES
 from vlmexp.data.images import ImageOptions
 from vlmexp.data.videos import VideoOptions
 from vlmexp.errors import UserError
@@ -67,7 +67,7 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
         ChatMessage(message.role, tuple(MessagePart(part.type, part.text or "") for part in message.content))
         for message in config.collator.messages
     ]
-    roles = [role for role in used_columns(config) if role not in ("answer", *MEDIA_ROLES)]
+    roles = [role for role in used_columns(config) if role not in (*ANSWER_ROLES, *MEDIA_ROLES)]
     masking = config.collator.label_masking
     return Collator(
         processor=processor,
@@ -95,6 +95,14 @@ def shares_images(config: Config, collator: Collator, keys: Sequence[str], with_
         UserError: it is `always` and not possible.
     """
     wanted = config.collator.share_images
+    reasons = reasons_not_to_share(config, collator, with_loss)
+    if wanted == "always" and reasons:
+        raise UserError(f"collator.share_images=always is not possible here: {'; '.join(reasons)}.")
+    return wanted != "never" and not reasons and (wanted == "always" or len(set(keys)) < len(keys))
+
+
+def reasons_not_to_share(config: Config, collator: Collator, with_loss: bool) -> list[str]:
+    """Why several texts behind one prefix would not be exact here; empty where they are."""
     reasons = []
     if not config.model.shared_image_prefix:
         reasons.append("model.shared_image_prefix is false: this model's attention or positions do not allow it")
@@ -104,6 +112,4 @@ def shares_images(config: Config, collator: Collator, keys: Sequence[str], with_
         reasons.append("collator.label_masking.mask_input_tokens is false")
     if (config.model.attn_implementation or "sdpa").startswith("flash"):
         reasons.append(f"model.attn_implementation={config.model.attn_implementation} takes no mask of this form")
-    if wanted == "always" and reasons:
-        raise UserError(f"collator.share_images=always is not possible here: {'; '.join(reasons)}.")
-    return wanted != "never" and not reasons and (wanted == "always" or len(set(keys)) < len(keys))
+    return reasons

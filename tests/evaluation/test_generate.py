@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
+import pytest
 
 from tests.conftest import example
 from vlmexp.collator.lengths import fit
-from vlmexp.evaluation.generate import by_image, by_length, generate_answers
+from vlmexp.errors import UserError
+from vlmexp.evaluation.generate import generate_answers
 
 
 def test_a_batch_answers_what_each_example_alone_would(make_collator, model, draw):
@@ -46,9 +47,33 @@ def test_a_checkpoint_does_not_change_how_answers_are_decoded(make_collator, mod
     assert generate_answers(model, make_collator(), items, [1], 1, 12) == plain
 
 
-def test_batches_keep_an_image_together():
-    photos = [Path(name) for name in ("a", "b", "c")]
-    asked = [example("?", "", photos[k % 3], id=str(k)) for k in range(7)] + [example("?", "", id="7")]
-    assert by_image(asked, [10, 30, 20, 10, 30, 20, 10, 5], 4) == [[0, 3, 6], [1, 4, 2, 5], [7]]
-    assert by_image(asked, [10] * 8, 2) == [[0, 3], [1, 4], [2, 5], [6, 7]]
-    assert by_length([3, 9, 5], 2) == [[1, 2], [0]]
+def test_answers_do_not_depend_on_what_is_prepared_beforehand(make_collator, model, draw):
+    items = [example(f"what is number {k}?", "", draw("red" if k % 2 else "blue"), id=str(k)) for k in range(9)]
+
+    def answers(ahead: int, **options) -> list[str]:
+        return generate_answers(model, make_collator(), items, [1] * 9, 2, 6, options, ahead=ahead)
+
+    assert answers(0) == answers(2)
+    assert answers(0, do_sample=True) == answers(2, do_sample=True)
+    assert answers(0, do_sample=True) != answers(0)
+
+
+def test_answers_come_with_their_batch_until_an_example_that_cannot_be_read(make_collator, model, draw, tmp_path):
+    missing = tmp_path / "missing.png"
+    items = [example("what?", "", draw("red"), id=str(k)) for k in range(3)]
+    items.append(example("what?", "", missing, id="broken"))
+    kept: dict[int, str] = {}
+    model.train()
+    with pytest.raises(UserError, match=r"row broken.*missing\.png"):
+        generate_answers(model, make_collator(), items, [4, 3, 2, 1], 1, 4, on_batch=kept.update)
+    assert list(kept) == [0, 1, 2]
+    assert model.training
+
+
+def test_only_what_is_not_skipped_is_asked(make_collator, model, draw):
+    items = [example(f"what is number {k}?", "", draw("red"), id=str(k)) for k in range(5)]
+    everything = generate_answers(model, make_collator(), items, [1] * 5, 2, 6)
+    kept: dict[int, str] = {}
+    some = generate_answers(model, make_collator(), items, [1] * 5, 2, 6, skip={0, 3}, on_batch=kept.update)
+    assert some == ["", everything[1], everything[2], "", everything[4]]
+    assert sorted(kept) == [1, 2, 4]

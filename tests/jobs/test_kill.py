@@ -63,7 +63,7 @@ def test_killed_at_every_kind_of_moment(cli, tmp_path, data_dir):
         lambda: bool(list(run().glob(".model.*"))),
         lambda: (run() / "model").exists(),
         lambda: bool(list(run().glob(".deployment_model.*"))),  # between merging and the check
-        lambda: "eval_finetuned" in read_json(run() / "run.json")["stages"],
+        lambda: bool(list(run().glob("evaluation/finetuned_vlm_model_blind_answers.partial-*"))),
     ]
     for number, moment in enumerate(moments):
         kill_when(moment, [*JOB, *([f"run={run()}"] if number else [])], disturbed, data_dir)
@@ -75,6 +75,9 @@ def test_killed_at_every_kind_of_moment(cli, tmp_path, data_dir):
     record = read_json(second / "run.json")
     assert record["status"] == "done"
     assert len(record["attempts"]) == len(moments) + 1
+    asked = record["stages"]["eval_finetuned"]["answers"]
+    assert asked["taken_from_disk"] >= 120 + 4  # all of the answers themselves; the rest is of the blind evaluation
+    assert sum(asked.values()) == 120 + 4 + 120
     for name in (
         "model/adapter_model.safetensors",
         "deployment_model/model.safetensors",

@@ -24,6 +24,7 @@ from vlmexp.data.example import Example
 from vlmexp.data.images import load_image
 from vlmexp.errors import UserError
 from vlmexp.evaluation.generate import generate_answers
+from vlmexp.evaluation.ranking import rank_answers
 from vlmexp.evaluation.shared_prefix import shared_answers
 from vlmexp.export.stage import card_prompt
 from vlmexp.main import CONFIG_DIR
@@ -297,9 +298,31 @@ def test_questions_on_one_image_are_answered_as_if_alone(family, photos):
     model, collator = family.model(), family.collator()
     lengths = token_lengths(collator, asked, with_answer=False)
     alone = generate_answers(model, collator, asked, lengths, batch_size=1, max_new_tokens=6)
-    shared = shared_answers(model, collator, asked, 6, [collator.end_id])
+    shared = shared_answers(model, collator.packed_prompts(asked), 6, [collator.end_id])
     texts = family.processor.tokenizer.batch_decode(shared, skip_special_tokens=True)
     assert [text.strip() for text in texts] == alone
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_a_candidate_has_the_likelihood_that_the_loss_says(family, photos, share_prompts):
+    if share_prompts and not family.config.model.shared_image_prefix:
+        pytest.skip("this family's attention does not allow it: its YAML says why")
+    choices = [["yes", "two or 3", "no"], ["red", "is"], ["the circle in the image", "red", "two", "yes"]]
+    asked = [
+        example(question, "", photos[number // 2])
+        for number, question in enumerate(("is it red?", "what?", "what color is the circle?"))
+    ]
+    model, collator = family.model(), family.collator()
+    lengths = token_lengths(collator, asked, with_answer=False)
+    rankings = rank_answers(model, collator, asked, lengths, 3, choices, share_prompts=share_prompts)
+    for row, candidates, ranking in zip(asked, choices, rankings, strict=True):
+        expected = {}
+        for text in candidates:
+            batch = collator([dataclasses.replace(row, target=text)])
+            with torch.inference_mode():
+                expected[text] = -float(loss(model, batch)) * int((batch["labels"] != -100).sum())
+        assert dict(ranking) == pytest.approx(expected, abs=1e-3)
+        assert [value for _, value in ranking] == sorted(dict(ranking).values(), reverse=True)
 
 
 @pytest.mark.parametrize("questions", [1, 2, 10])

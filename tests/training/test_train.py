@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from vlmexp.errors import UserError
-from vlmexp.evaluation.stage import eval_finetuned, find_training_run
+from vlmexp.evaluation.stage import eval_finetuned
+from vlmexp.evaluation.trained import find_training_run
 from vlmexp.files import read_json, read_jsonl
 from vlmexp.runs import Run
 from vlmexp.training.checkpoints import newest_complete

@@ -13,6 +13,7 @@ from typing import Any
 from vlmexp.errors import UserError, closest
 
 MEDIA_ROLES = ("image", "video")
+ANSWER_ROLES = ("answer", "choices")  # lists of texts, and no part of the prompt
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Example:
         split: where the row comes from, for messages.
         columns: role -> column, for messages.
         target: the answer to train on; None: the most common one.
+        choices: the answers to choose from, of which the accepted ones are some.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Example:
     split: str | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
     target: str | None = None
+    choices: tuple[str, ...] = ()
 
     @property
     def answer(self) -> str:
@@ -85,10 +88,10 @@ def to_example(
     fields = {
         role: plain_text(row.get(column))
         for role, column in columns.items()
-        if column is not None and role not in ("answer", *MEDIA_ROLES)
+        if column is not None and role not in (*ANSWER_ROLES, *MEDIA_ROLES)
     }
     images, videos = (tuple(root / path for path in row.get(columns.get(role) or "") or ()) for role in MEDIA_ROLES)
-    answers = tuple(answer_texts(row.get(columns.get("answer") or "")))
+    answers, choices = (tuple(answer_texts(row.get(columns.get(role) or ""))) for role in ANSWER_ROLES)
     drawn = random.Random(f"{answer_seed}:{row['id']}").choice(answers) if answers and answer_seed is not None else None
     return Example(
         id=str(row["id"]),
@@ -100,6 +103,7 @@ def to_example(
         split=split,
         columns=columns,
         target=drawn,
+        choices=choices,
     )
 
 

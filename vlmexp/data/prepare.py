@@ -73,7 +73,7 @@ def prepare(
     of the hash of the image and `split_seed`. So no image is in two splits.
 
     Args:
-        columns: role -> column; image and video are media, answer a list of texts, every other role a text.
+        columns: role -> column; image and video are media, answer and choices lists of texts, every other role a text.
         required: roles whose text must not be empty.
         on_bad_sample: whether rows that cannot be used are an `error`, or left out (`skip`).
         max_bad_share: of the rows of a split; above it they are an error even with `skip`.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmexp.data.example import MEDIA_ROLES, answer_texts, is_missing, plain_text
+from vlmexp.data.example import ANSWER_ROLES, MEDIA_ROLES, answer_texts, is_missing, plain_text
 from vlmexp.errors import UserError
 
 _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
@@ -92,7 +92,7 @@ def stored_row(
                 store.paths(value, role)
                 if role in MEDIA_ROLES
                 else answer_texts(value)
-                if role == "answer"
+                if role in ANSWER_ROLES
                 else plain_text(value)
             )
         except ValueError as error:

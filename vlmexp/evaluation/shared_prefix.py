@@ -1,36 +1,50 @@
-"""Greedy answers to several questions about one image, the image read once.
+"""Several questions about one image, the image read once.
 
 A row of the batch is an image: its prefix and behind it all its questions, each of which sees the prefix and itself
-(vlmexp.collator.sharing). One forward pass reads them all; every further pass adds one token to every answer of every
-row. The vision tower, the prefix and its key-value cache are paid once an image, whatever the number of questions.
+(vlmexp.collator.sharing). One forward pass reads them all. A further pass adds tokens behind the questions of all rows:
+one to each answer, or those of all candidates for an answer. The vision tower, the prefix and its key-value cache are
+paid once an image, whatever the number of questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from vlmexp.collator.batch import Collator
 from vlmexp.collator.sharing import BRANCHES, branch_inputs
-from vlmexp.data.example import Example
+
+Prompts = tuple[dict[str, torch.Tensor], list[tuple[int, int]]]  # what Collator.packed_prompts gives
 
 
-@torch.inference_mode()
-def shared_answers(
-    model: Any, collator: Collator, examples: Sequence[Example], max_new_tokens: int, end_ids: Collection[int]
-) -> list[list[int]]:
-    """Token ids of the answer to each example, without the token that ends it."""
-    batch, places = collator.packed_prompts(examples)
+@dataclass
+class Prefill:
+    """What is known after the questions were read.
+
+    Attributes:
+        branch: [rows, tokens] 0: prefix, 1..: questions, -1: padding.
+        logits: [rows, questions, vocabulary] behind each question.
+        positions: [rows, questions] of the last token of each question; with M-RoPE [3, rows, questions].
+        cache: keys and values of all tokens.
+    """
+
+    branch: torch.Tensor
+    logits: torch.Tensor
+    positions: torch.Tensor
+    cache: DynamicCache
+
+
+def prefill(model: Any, batch: dict[str, torch.Tensor]) -> Prefill:
+    """Read the packed prompts. A row with fewer questions than another repeats its last token, and nobody asks."""
     batch = {name: on_device(value, model) for name, value in batch.items()}
     branch = batch[BRANCHES]
-    rows, tokens = branch.shape
     branches = int(branch.max())
     number = torch.arange(1, branches + 1, device=branch.device)
-    index = torch.arange(tokens, device=branch.device)
-    # [rows, branches]: where each question ends; a row with fewer questions repeats its last token, and nobody asks.
+    index = torch.arange(branch.shape[1], device=branch.device)
+    # [rows, questions]: where each question ends.
     last = torch.where(branch[:, None, :] == number[:, None], index, -1).amax(2)
     last = torch.where(last < 0, (branch >= 0).sum(1, keepdim=True) - 1, last)
 
@@ -39,13 +53,28 @@ def shared_answers(
     cache = DynamicCache()
     logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
     chosen = torch.searchsorted(keep, last)
-    said = logits.gather(1, chosen[..., None].expand(-1, -1, logits.shape[-1])).argmax(-1)
+    logits = logits.gather(1, chosen[..., None].expand(-1, -1, logits.shape[-1]))
     positions = inputs["position_ids"]
     positions = positions.gather(-1, last.expand(*positions.shape[:-1], branches))
+    return Prefill(branch, logits, positions, cache)
 
+
+def mask_of(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[rows, 1, queries, keys] mask to add to attention scores, from whether a query sees a key."""
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+@torch.inference_mode()
+def shared_answers(model: Any, prompts: Prompts, max_new_tokens: int, end_ids: Collection[int]) -> list[list[int]]:
+    """Token ids of the greedy answer to each question, without the token that ends it."""
+    batch, places = prompts
+    read = prefill(model, batch)
+    said, positions, keys = read.logits.argmax(-1), read.positions, read.branch
+    rows, branches = said.shape
+    number = torch.arange(1, branches + 1, device=said.device)
     answers = [said]
-    keys = branch
-    ends = torch.tensor(sorted(end_ids), device=branch.device)
+    ends = torch.tensor(sorted(end_ids), device=said.device)
     done = torch.isin(said, ends)
     used = torch.zeros_like(done)
     for row, place in places:
@@ -55,11 +84,9 @@ def shared_answers(
             break
         keys = torch.cat([keys, number.expand(rows, -1)], dim=1)
         seen = (keys[:, None, :] == 0) | (keys[:, None, :] == number[:, None])
-        mask = torch.zeros(seen.shape, dtype=model.dtype, device=branch.device)
-        mask = mask.masked_fill_(~seen, torch.finfo(model.dtype).min)[:, None]
         positions = positions + 1
-        step = {"input_ids": said, "attention_mask": mask, "position_ids": positions}
-        said = model(**step, past_key_values=cache, use_cache=True).logits.argmax(-1)
+        step = {"input_ids": said, "attention_mask": mask_of(seen, model.dtype), "position_ids": positions}
+        said = model(**step, past_key_values=read.cache, use_cache=True).logits.argmax(-1)
         answers.append(said)
         done = done | torch.isin(said, ends)
     spoken = torch.stack(answers, dim=-1).tolist()

@@ -15,10 +15,10 @@ from vlmexp.collator.batch import Collator
 from vlmexp.collator.encode import special_token_arguments
 from vlmexp.collator.lengths import fit
 from vlmexp.config import Config, peft_extras, used_columns
-from vlmexp.data.example import MEDIA_ROLES, Example
+from vlmexp.data.example import ANSWER_ROLES, MEDIA_ROLES, Example
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
-from vlmexp.evaluation.stage import load_finetuned
+from vlmexp.evaluation.trained import load_finetuned
 from vlmexp.export.cards import write_cards
 from vlmexp.files import new_folder
 from vlmexp.models.adapter import merged, require_mergeable, tied_embeddings
@@ -171,7 +171,7 @@ def _batches(collator: Collator, examples: list[Example]) -> list[dict[str, torc
 def card_prompt(config: Config, collator: Collator) -> dict[str, Any]:
     """The text that the processor takes, with `{question}` and other fields in their places."""
     columns = used_columns(config)
-    roles = [role for role in columns if role not in ("answer", *MEDIA_ROLES)]
+    roles = [role for role in columns if role not in (*ANSWER_ROLES, *MEDIA_ROLES)]
     images, videos = int("image" in columns), int("video" in columns)
     text = collator.template.render({role: f"{{{role}}}" for role in roles}, images, videos)
     return {

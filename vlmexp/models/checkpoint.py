@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils.hub import cached_file
 
 from vlmexp.errors import UserError
+from vlmexp.files import digest, file_digest
 from vlmexp.models.load_errors import LOADING_ERRORS, is_away, is_down
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -77,6 +78,15 @@ def commit(location: str, revision: str | None) -> str | None:
     path = _config_file(location, revision)  # in the cache: .../snapshots/COMMIT/config.json
     folder = Path(path).parent if path is not None else Path(location)
     return folder.name if folder.parent.name == "snapshots" else None
+
+
+def fingerprint(location: str, revision: str | None) -> str:
+    """What tells a checkpoint or an adapter from any other: the Hub's commit, or a hash of the local folder's files."""
+    folder = Path(location)
+    if not folder.is_dir() or folder.parent.name == "snapshots":
+        return f"{location}@{commit(location, revision)}"
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md")
+    return digest({path.name: file_digest(path) for path in files})
 
 
 def _config_file(location: str, revision: str | None) -> str | None:

@@ -1,0 +1,205 @@
+"""From questions to answers: in the way the config asks for, on all ranks, and none of them twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlmexp import distributed
+from vlmexp.collator.batch import Collator
+from vlmexp.collator.media import media_key
+from vlmexp.config import Config
+from vlmexp.data.example import Example
+from vlmexp.data.prepare import Prepared
+from vlmexp.data.stage import load_split
+from vlmexp.errors import UserError
+from vlmexp.evaluation.generate import generate_answers
+from vlmexp.evaluation.journal import Answer, Journal, take_up
+from vlmexp.evaluation.ranking import Ranking, rank_answers
+from vlmexp.files import digest
+from vlmexp.parts import reasons_not_to_share, shares_images
+from vlmexp.provenance import package_versions
+from vlmexp.runs import Run
+
+ANSWERS_DEPEND_ON = ("model", "dataset", "collator", "peft", "evaluation", "seed")  # groups of options
+SOFTWARE = ("vlmexp", "torch", "torchvision", "transformers", "tokenizers", "peft", "pillow")
+PREDICTIONS = "predictions"  # what the file of the answers is called while they come
+KEPT_CHOICES = 5  # of a ranking, beside each prediction
+log = logging.getLogger("vlmexp")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is ranked: the same texts for every question, or, if None, those of its row.
+
+    Attributes:
+        source: where they come from, for the result.
+        of: how many there were, of which `texts` are the most common.
+    """
+
+    texts: list[str] | None
+    source: str
+    of: int | None = None
+
+    def options(self, example: Example) -> Sequence[str]:
+        """The candidates for an example's answer."""
+        options = example.choices if self.texts is None else self.texts
+        if not options:
+            raise UserError(f"{example.place('choices')}: there is nothing to rank. Set evaluation.choices.")
+        return options
+
+
+def find_choices(config: Config, prepared: Prepared) -> Choices | None:
+    """The candidates that `evaluation.answers=rank` ranks; None if answers are generated."""
+    evaluation = config.evaluation
+    if evaluation.answers == "generate":
+        return None
+    if evaluation.choices is not None:
+        return Choices(evaluation.choices, "evaluation.choices", len(evaluation.choices))
+    if config.dataset.columns.get("choices"):
+        return Choices(None, f"the column {config.dataset.columns['choices']}")
+    counts = Counter(example.answer for example in load_split(config, prepared, "train") if example.answer)
+    texts = [text for text, _ in counts.most_common(evaluation.max_choices)]
+    return Choices(texts, "the answers of the train split", len(counts))
+
+
+@dataclass
+class Asker:
+    """Asks one model. What it has answered is on disk at once, and is not asked again by another attempt.
+
+    Attributes:
+        name: of the evaluation, with which its files begin.
+        identity: a hash of all that the answers depend on.
+        generated, taken_from_disk: answers that this attempt and that earlier ones made.
+    """
+
+    config: Config
+    run: Run
+    model: Any
+    collator: Collator
+    choices: Choices | None
+    name: str
+    identity: str
+    generated: int = 0
+    taken_from_disk: int = 0
+
+    def ask(
+        self,
+        kind: str,
+        examples: Sequence[Example],
+        lengths: Sequence[int],
+        description: str,
+        one_by_one: bool = False,
+    ) -> list[Answer]:
+        """The answers to all examples, on every rank; the ranks take the batches in turn.
+
+        Questions about one image share it where that is exact, unless they are asked `one_by_one`.
+
+        Args:
+            kind: what the file is called; it tells apart the answers to a question that is asked more than once.
+            lengths: tokens of each prompt.
+        """
+        folder, stem, rank = self.run.path("evaluation"), f"{self.name}_{kind}", distributed.rank()
+        found = take_up(folder, stem, self.identity) if self.run.is_main else None
+        known: dict[str, Answer] = distributed.gathered(found)[0]
+        journal, own = Journal(folder, stem, self.identity, rank), dict[str, Answer]()
+        ids = [example.id for example in examples]
+
+        def keep(answers: Mapping[int, str | Ranking]) -> None:
+            new = {ids[index]: _answer(value) for index, value in answers.items()}
+            journal.append(new)
+            own.update(new)
+            self.run.interruption.check()
+
+        asked: dict[str, Any] = {
+            "model": self.model,
+            "collator": self.collator,
+            "examples": examples,
+            "lengths": lengths,
+            "batch_size": 1 if one_by_one else self.config.evaluation.batch_size,
+            "description": description,
+            "rank": rank,
+            "ranks": distributed.world_size(),
+            "skip": {index for index, id in enumerate(ids) if id in known},
+            "on_batch": keep,
+        }
+        if asked["skip"]:
+            log.info(f"{description}: {len(asked['skip']):,} of {len(ids):,} answers are on disk already.")
+        with self.run.interruption.deferred():  # told to stop, it finishes a batch
+            if self.choices is None:
+                self._generate(asked, one_by_one)
+            else:
+                self._rank(asked, one_by_one, self.choices)
+        self.generated += len(ids) - len(asked["skip"])
+        self.taken_from_disk += len(asked["skip"])
+        for answers in distributed.gathered(own):
+            known |= answers
+        return [known[id] for id in ids]
+
+    def _generate(self, asked: Mapping[str, Any], one_by_one: bool) -> None:
+        keys = [str(media_key(example) or index) for index, example in enumerate(asked["examples"])]
+        options = self.config.evaluation.generation
+        shared = not one_by_one and shares_images(self.config, self.collator, keys, with_loss=False)
+        if shared and options:
+            self.run.note_fallback(
+                "evaluation.generation is set: every question reads its image anew, which takes longer."
+            )
+        generate_answers(
+            **asked,
+            max_new_tokens=max_new_tokens(self.config),
+            options=options,
+            share_images=shared,
+            seed=self.config.seed,
+        )
+
+    def _rank(self, asked: Mapping[str, Any], one_by_one: bool, choices: Choices) -> None:
+        reasons = reasons_not_to_share(self.config, self.collator, with_loss=False)
+        if self.config.collator.share_images == "never":
+            reasons.append("collator.share_images is never")
+        if reasons:
+            self.run.note_fallback(
+                "evaluation.answers=rank: every candidate is read behind a prompt of its own, which takes longer "
+                f"({'; '.join(reasons)})."
+            )
+        rank_answers(
+            **asked,
+            choices=[choices.options(example) for example in asked["examples"]],
+            per_token=self.config.evaluation.rank_per_token,
+            share_prompts=not one_by_one and not reasons,
+        )
+
+
+def max_new_tokens(config: Config) -> int:
+    """The longest answer that is generated, in tokens."""
+    return config.evaluation.max_new_tokens or config.dataset.max_new_tokens
+
+
+def identity_of(config: Config, model: Any, checkpoints: Sequence[str], data_fingerprint: str) -> str:
+    """A hash of all that an answer depends on.
+
+    Args:
+        checkpoints: fingerprints of the weights.
+    """
+    values = dataclasses.asdict(config)
+    versions = package_versions()
+    return digest(
+        {
+            "config": {name: values[name] for name in ANSWERS_DEPEND_ON},
+            "model": [type(model).__name__, str(model.dtype), model.device.type],
+            "checkpoints": list(checkpoints),
+            "data": data_fingerprint,
+            "software": {name: versions.get(name) for name in SOFTWARE},
+        }
+    )
+
+
+def _answer(value: str | Ranking) -> Answer:
+    """What is kept of an answer or of a ranking."""
+    if isinstance(value, str):
+        return {"prediction": value}
+    best = [{"answer": text, "log_likelihood": round(number, 6)} for text, number in value[:KEPT_CHOICES]]
+    return {"prediction": value[0][0], "ranking": best}

@@ -1,0 +1,63 @@
+"""What is asked beside the questions: some of them one by one, and some about images that are not theirs."""
+
+from __future__ import annotations
+
+import logging
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlmexp.collator.lengths import token_lengths
+from vlmexp.data.example import Example
+from vlmexp.evaluation.answers import Asker
+from vlmexp.evaluation.blind import with_blank_images, with_other_images
+from vlmexp.evaluation.score import summarise
+
+ALONE, BLIND = "answers_alone", "blind_answers"  # what their files are called while they come
+log = logging.getLogger("vlmexp")
+
+
+def batch_invariance(
+    asker: Asker, examples: Sequence[Example], lengths: Sequence[int], predictions: Sequence[str]
+) -> dict[str, Any]:
+    """Ask some questions one by one and see whether their batch has changed the answers.
+
+    In 16-bit floats it may: two tokens that are all but equally likely can change places with the order of a sum.
+    """
+    count = min(asker.config.evaluation.invariance_examples, len(examples))
+    sample = sorted(random.Random(asker.config.seed).sample(range(len(examples)), count))
+    chosen = [examples[index] for index in sample]
+    alone = asker.ask(ALONE, chosen, [lengths[index] for index in sample], "ask some one by one", one_by_one=True)
+    differences = [
+        {"id": example.id, "alone": answer["prediction"], "in_batch": predictions[index]}
+        for index, example, answer in zip(sample, chosen, alone, strict=True)
+        if answer["prediction"] != predictions[index]
+    ]
+    if differences:
+        first = differences[0]
+        log.warning(
+            f"{len(differences)} of {count} answers are other ones when asked alone (example {first['id']}: "
+            f"{first['alone']!r} alone, {first['in_batch']!r} in its batch); see batch_invariance in the evaluation."
+        )
+    return {"n": count, "different": len(differences), "differences": differences}
+
+
+def evaluate_blind(asker: Asker, examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, Any]:
+    """Score a random sample of the examples with images that are not theirs."""
+    config = asker.config
+    evaluation = config.evaluation
+    count = min(evaluation.blind_examples, len(examples))
+    sample = [examples[index] for index in sorted(random.Random(config.seed).sample(range(len(examples)), count))]
+    with tempfile.TemporaryDirectory() as folder:
+        blinded = (
+            with_other_images(sample, config.seed)
+            if evaluation.blind == "shuffle"
+            else with_blank_images(sample, Path(folder))
+        )
+        lengths = token_lengths(asker.collator, blinded, with_answer=False)
+        answers = asker.ask(BLIND, blinded, lengths, f"evaluate with {evaluation.blind} images")
+    predictions = [answer["prediction"] for answer in answers]
+    _, summary = summarise(predictions, [e.answers for e in sample], [e.metadata or {} for e in sample], metrics)
+    return {"images": evaluation.blind, **summary}

@@ -1,0 +1,87 @@
+"""The model of a training run: which run, its options, its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vlmexp.checks import checked
+from vlmexp.config import Config
+from vlmexp.errors import UserError
+from vlmexp.models.adapter import load_adapter
+from vlmexp.models.load import load_model, load_processor
+from vlmexp.parts import model_source
+from vlmexp.runs import Run, differences, finished_runs, read_config, require_run
+
+TRAINED_WITH = ("model", "collator", "peft")  # groups of options that belong to a trained model
+
+
+def find_training_run(config: Config) -> Path:
+    """The run named by `run=`, or the newest finished one that trained the same model on the same data set.
+
+    Raises:
+        UserError: there is none; the message lists what there is.
+    """
+    root = Path(config.paths.outputs)
+    if config.run is not None:
+        directory = Path(config.run).expanduser().resolve()
+        record = require_run(directory, root)
+        if not (directory / "model").is_dir():
+            raise UserError(
+                f"run={directory} has no trained model (its status is {record['status']}): finish its training."
+            )
+        return directory
+    trained = [
+        (record["stages"]["train"]["started"], directory, read_config(directory))
+        for folder in (root, Path(config.paths.multirun))
+        for directory, record in finished_runs(folder, unfinished=True)
+        if record["stages"].get("train", {}).get("status") == "done" and (directory / "model").is_dir()
+    ]
+    trained.sort(key=lambda item: item[0], reverse=True)
+    wanted = (config.dataset.name, config.dataset.source, config.dataset.options)
+    for _, directory, other in trained:
+        data = (other["dataset"]["name"], other["dataset"]["source"], other["dataset"]["options"])
+        if other["model"]["id"] == config.model.id and data == wanted:
+            return directory.resolve()
+    listing = "; ".join(f"{d} ({o['model']['id']} on {o['dataset']['name']})" for _, d, o in trained[:5])
+    raise UserError(
+        f"There is no finished training run of {config.model.id} on {config.dataset.name} under {root}/. "
+        + (
+            f"There are: {listing}. Choose one with run=."
+            if listing
+            else "Run stage=train first, or name one with run=."
+        )
+    )
+
+
+def refuse_other_options(config: Config, trained: Config, source_run: Path, overrides: list[str]) -> None:
+    """Raise a UserError where options were given that the trained model's own would silently replace."""
+    asked, had = ({name: dataclasses.asdict(c)[name] for name in TRAINED_WITH} for c in (config, trained))
+    given = tuple(text.partition("=")[0].lstrip("+") for text in overrides)
+    listing = "; ".join(
+        f"{option} is {old!r} there and {new!r} here"
+        for option, (old, new) in differences(had, asked).items()
+        if any(f"{option}.".startswith(f"{name}.") for name in given)
+    )
+    if listing:
+        raise UserError(f"run={source_run} is evaluated as it was trained: {listing}. Leave these options out.")
+
+
+def load_finetuned(config: Config, source_run: Path, run: Run) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Model and processor as the training run left them in its `model/`."""
+    folder = source_run / "model"
+    source = model_source(config)
+    processor = load_processor(dataclasses.replace(source, id=str(folder), revision=None), run.note_fallback)
+    if config.peft.get("config_class") is None:
+        whole = dataclasses.replace(source, id=str(folder), revision=None, random_init=False)
+        return load_model(whole, run.note_fallback), processor
+    base = load_model(source, run.note_fallback, config.seed)
+    return load_adapter(base, folder), processor  # type: ignore[return-value]  # a PeftModel generates like its model
+
+
+def config_of(directory: Path) -> Config:
+    """The configuration of a run directory."""
+    return checked(OmegaConf.create(read_config(directory)))  # type: ignore[arg-type]
