@@ -15,6 +15,8 @@ CHOICES = sorted(
 )
 NEEDS = {
     "dataset=files": ["dataset.options.train=train.jsonl"],
+    "dataset=conversations": ["dataset.options.train=train.jsonl", "collator=chat"],
+    "collator=chat": ["dataset=conversations", "dataset.options.train=train.jsonl"],
     "dataset=msrvtt_qa": ["dataset.options.root=msrvtt", "collator=video"],
     "dataset=flickr8k": ["collator=caption"],
 }

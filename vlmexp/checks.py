@@ -25,13 +25,15 @@ from vlmexp.config import (
     explain,
     library_options,
     peft_extras,
+    required_roles,
     train_extras,
 )
 from vlmexp.errors import UserError, closest
 from vlmexp.signatures import check_arguments, check_fields, check_name, popped_names
 
 DTYPES = ("bfloat16", "float16", "float32")
-OVERLONG = ("error", "drop", "shorten_text")
+OVERLONG = ("error", "drop", "shorten_text", "shrink_image")
+MESSAGE_ROLES = ("system", "user", "assistant", "conversation")
 SHARE_IMAGES = ("auto", "always", "never")
 ANSWERS = ("generate", "rank")
 BLINDS = ("shuffle", "blank", "none")
@@ -140,10 +142,7 @@ def _check_choices(config: Config) -> None:
         ("evaluation.answers", config.evaluation.answers, ANSWERS),
         *(("dataset.splits", name, SPLITS) for name in config.dataset.splits),
         *(("dataset.max_examples", name, SPLITS) for name in config.dataset.max_examples),
-        *(
-            ("collator.messages.role", message.role, ("system", "user", "assistant"))
-            for message in config.collator.messages
-        ),
+        *(("collator.messages.role", message.role, MESSAGE_ROLES) for message in config.collator.messages),
         *(
             ("collator.messages.type", part.type, ("text", *MEDIA))
             for m in config.collator.messages
@@ -200,17 +199,41 @@ def _check_together(config: Config) -> None:
             f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "
             "only label that the loss of transformers' models leaves out."
         )
-    for role in dict.fromkeys(["answer", *config.dataset.required]):
+    has_conversations = bool(config.dataset.columns.get("messages"))
+    for role in dict.fromkeys([*([] if has_conversations else ["answer"]), *required_roles(config)]):
         if not config.dataset.columns.get(role):
             raise UserError(f"dataset.columns.{role} is not set: name the column that holds each example's {role}.")
-    if not config.collator.messages or config.collator.messages[-1].role != "assistant":
-        raise UserError(
-            "collator.messages must end with the assistant's message, which is what the model learns to say."
-        )
+    _check_messages(config, has_conversations)
     if config.collator.share_images == "always" and not config.collator.label_masking.mask_input_tokens:
         raise UserError(
             "collator.share_images=always needs collator.label_masking.mask_input_tokens=true: "
             "a prompt that several questions share cannot carry a loss for each of them."
+        )
+
+
+def _check_messages(config: Config, has_conversations: bool) -> None:
+    roles = [message.role for message in config.collator.messages]
+    if not roles or roles[-1] not in ("assistant", "conversation"):
+        raise UserError(
+            "collator.messages must end with the assistant's message, which is what the model learns to say."
+        )
+    if "conversation" in roles[:-1] or (roles[-1] == "conversation" and set(roles[:-1]) - {"system"}):
+        raise UserError(
+            f"collator.messages have the roles {', '.join(roles)}: only a system message may stand beside the data "
+            "set's conversation, and before it."
+        )
+    if has_conversations and config.model.prompt_style == "prefix":
+        raise UserError(
+            f"dataset={config.dataset.name} holds conversations, and {config.model.id} (model.prompt_style=prefix) "
+            "takes one question and one answer: choose a model with a chat template."
+        )
+    if has_conversations != (roles[-1] == "conversation"):
+        raise UserError(
+            f"dataset.columns.messages={config.dataset.columns['messages']} holds conversations, and collator.messages "
+            "have no place for them: choose collator=chat."
+            if has_conversations
+            else "collator.messages end with the data set's conversation, and it has none: set "
+            "dataset.columns.messages to the column that holds them, or choose collator=vqa."
         )
 
 
@@ -233,7 +256,7 @@ def _check_media(config: Config) -> None:
                 f"{' and '.join(config.model.media) or 'no media'} (model.media) and no {medium}. "
                 "Choose another model, or switch it off."
             )
-        if medium not in parts:
+        if medium not in parts and not config.dataset.columns.get("messages"):
             raise UserError(
                 f"collator.messages show no {medium}, and the data set has some: add the part {{type: {medium}}} (as "
                 f"collator={'video' if medium == 'video' else 'vqa'} does), or set "

@@ -20,6 +20,7 @@ from vlmexp.errors import UserError, closest
 SPLITS = ("train", "validation", "test")
 PARTS = ("vision", "projector", "language")
 MEDIA = ("image", "video")
+IN_CONVERSATION = ("question", "answer")  # roles for which a column of conversations (the role `messages`) stands
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Dataset:
     max_examples: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(SPLITS))
     columns: dict[str, str | None] = field(
         default_factory=lambda: {"image": "image", "question": "question", "answer": "answer"}
-    )  # role: column
+    )  # role: column; `messages`: whole conversations, in place of question and answer
     required: list[str] = field(default_factory=lambda: ["question", "answer"])  # roles that no row may leave empty
     on_bad_sample: str = "error"  # error | skip: rows that miss something, and media that cannot be decoded
     max_bad_share: float = 0.05  # of the rows of a split; with more than these to skip the run stops
@@ -93,7 +94,7 @@ class Part:
 class Message:
     """What a role says in the conversation that becomes the prompt."""
 
-    role: str = "user"  # system | user | assistant
+    role: str = "user"  # system | user | assistant | conversation: the data set's, which comes last
     content: list[Part] = field(default_factory=list)
 
 
@@ -162,7 +163,7 @@ class Collator:
     system_prompt: str = "Answer briefly."
     messages: list[Message] = field(default_factory=_vqa_messages)
     max_length: int = 2048  # tokens, media included
-    overlong: str = "error"  # error | drop | shorten_text
+    overlong: str = "error"  # error | drop | shorten_text | shrink_image
     data_processing: DataProcessing = field(default_factory=DataProcessing)
     image_processing: ImageProcessing = field(default_factory=ImageProcessing)
     video_processing: VideoProcessing = field(default_factory=VideoProcessing)
@@ -311,11 +312,24 @@ def schema_node() -> DictConfig:
 
 
 def used_columns(config: Config) -> dict[str, str]:
-    """Role -> column of the roles that have one, without media that are switched off."""
+    """Role -> column of the roles that have one, without media that are switched off.
+
+    A conversation holds its questions and answers itself, so there these two have no column of their own.
+    """
     shown = dataclasses.asdict(config.collator.data_processing)
+    unused = IN_CONVERSATION if config.dataset.columns.get("messages") else ()
     return {
-        role: column for role, column in config.dataset.columns.items() if column and shown.get(f"{role}_data", True)
+        role: column
+        for role, column in config.dataset.columns.items()
+        if column and role not in unused and shown.get(f"{role}_data", True)
     }
+
+
+def required_roles(config: Config) -> list[str]:
+    """The roles that no row may leave empty."""
+    if not config.dataset.columns.get("messages"):
+        return config.dataset.required
+    return ["messages", *(role for role in config.dataset.required if role not in (*IN_CONVERSATION, "messages"))]
 
 
 def train_extras(config: Config) -> TrainExtras:

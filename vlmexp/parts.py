@@ -14,7 +14,7 @@ from vlmexp.collator.batch import Collator, Masking
 from vlmexp.collator.media import MediaOptions
 from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate
 from vlmexp.config import Config, PeftExtras, library_options, peft_extras, used_columns
-from vlmexp.data.example import ANSWER_ROLES, MEDIA_ROLES
+from vlmexp.data.example import text_roles
 from vlmexp.data.images import ImageOptions
 from vlmexp.data.videos import VideoOptions
 from vlmexp.errors import UserError
@@ -67,7 +67,7 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
         ChatMessage(message.role, tuple(MessagePart(part.type, part.text or "") for part in message.content))
         for message in config.collator.messages
     ]
-    roles = [role for role in used_columns(config) if role not in (*ANSWER_ROLES, *MEDIA_ROLES)]
+    roles = text_roles(used_columns(config))
     masking = config.collator.label_masking
     return Collator(
         processor=processor,
@@ -106,8 +106,12 @@ def reasons_not_to_share(config: Config, collator: Collator, with_loss: bool) ->
     reasons = []
     if not config.model.shared_image_prefix:
         reasons.append("model.shared_image_prefix is false: this model's attention or positions do not allow it")
-    if not collator.template.media_first:
+    if not collator.template.media_first and not collator.template.has_conversation:
         reasons.append("collator.messages put text of the question before the image, or show no image")
+    if collator.template.has_conversation:
+        reasons.append("dataset.columns.messages holds whole conversations, of which each has its own")
+    elif with_loss and collator.template.has_earlier_answers:
+        reasons.append("collator.messages have several turns of the assistant, each with a loss")
     if with_loss and not config.collator.label_masking.mask_input_tokens:
         reasons.append("collator.label_masking.mask_input_tokens is false")
     if (config.model.attn_implementation or "sdpa").startswith("flash"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.conftest import example
 from vlmexp.errors import UserError
+from vlmexp.parts import shares_images
 
 
 def tokens_and_labels(processor, collator, item):
@@ -111,3 +114,27 @@ def test_the_mission_spelling_of_a_field(make_collator, draw, processor):
     override = "collator.messages.0.content.2.text='Q: {question_column}'"
     batch = make_collator(override)([example("red?", "yes", draw("red"))])
     assert "Q: red?" in processor.tokenizer.decode(batch["input_ids"][0])
+
+
+def test_every_answer_of_a_template_is_trained(processor, make_collator, draw, compose):
+    """A template with an example of how to answer: its answers carry a loss as well, fields and all."""
+    options = [
+        "dataset.columns.hint=hint",
+        "collator.messages=[{role: user, content: [{type: image}, {text: what color?}]},"
+        "{role: assistant, content: [{text: 'it is {hint}'}]},"
+        "{role: user, content: [{text: '{question}'}]}, {role: assistant, content: [{text: '{answer}'}]}]",
+    ]
+    collator = make_collator(*options)
+    item = example("is it red?", "yes", draw("red"))
+    item = dataclasses.replace(item, fields={**item.fields, "hint": "a red circle"})
+    found = tokens_and_labels(processor, collator, item)
+    trained = [label for _, label in found if label is not None]
+    assert trained == ["it", " is", " a", " red", " circle", "<|im_end|>", "yes", "<|im_end|>"]
+    text = "".join(token for token, _ in found if token != "<|image_pad|>")
+    assert text == (
+        "<|im_start|>userĊ<|vision_start|><|vision_end|>what color?<|im_end|><|im_start|>assistantĊit is a red circle"
+        "<|im_end|><|im_start|>userĊis it red?<|im_end|><|im_start|>assistantĊyes<|im_end|>"
+    )
+    with pytest.raises(UserError, match="several turns of the assistant, each with a loss"):
+        shares_images(compose(*options, "collator.share_images=always"), collator, ["a", "a"], with_loss=True)
+    assert shares_images(compose(*options), collator, ["a", "a"], with_loss=False)

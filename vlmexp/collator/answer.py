@@ -29,6 +29,11 @@ class AnswerForm:
     glue: str = ""
     end: str | None = None
 
+    def end_length(self, behind: str) -> int:
+        """How many characters of the text behind an answer belong to its end: white space and the token."""
+        found = re.match(rf"\s*{re.escape(self.end)}", behind) if self.end else None
+        return found.end() if found else 0
+
     def token_ids(self, tokenizer: Any, text: str) -> list[int]:
         """The answer's tokens behind the prompt's; its tokens alone where the two would melt into one."""
         before = tokenizer(self.anchor, add_special_tokens=False)["input_ids"] if self.anchor else []

@@ -23,7 +23,7 @@ class Masking:
     Attributes:
         pad: padding.
         media: placeholder tokens of images (they are inputs, never something to say).
-        prompt: everything before the answer.
+        prompt: everything that the assistant does not say.
         ignore_index: the label of a token without loss; the loss functions of torch take -100.
     """
 
@@ -106,9 +106,11 @@ class Collator:
     def labels(self, row: Row) -> list[int]:
         """The row's token ids, with `ignore_index` where there is no loss."""
         masking = self.masking
+        spoken = {position for turn in row.said for position in turn}
         return [
             masking.ignore_index
-            if (masking.prompt and position < row.prompt_length) or (masking.media and token in self.media_ids)
+            if (masking.prompt and position < row.prompt_length and position not in spoken)
+            or (masking.media and token in self.media_ids)
             else token
             for position, token in enumerate(row.sequences["input_ids"])
         ]

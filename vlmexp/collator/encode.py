@@ -15,20 +15,24 @@ from transformers import ProcessorMixin
 
 from vlmexp.collator.media import MediaOptions, media_arguments, media_key
 from vlmexp.collator.prompt import PromptTemplate
+from vlmexp.collator.said import placeholders, said_tokens
 from vlmexp.data.example import Example
+from vlmexp.errors import UserError
 
 
 @dataclass
 class Row:
     """One example as tokens. `sequences` holds every per-token input that the processor gave, `input_ids` included.
 
-    `sequences[name]` has one value a token, all of the same length; the answer begins at `prompt_length`.
+    `sequences[name]` has one value a token, all of the same length; the answer begins at `prompt_length`, and `said` is
+    where the assistant has spoken before.
     """
 
     sequences: dict[str, list[int]]
     prompt_length: int
     media_key: tuple[str, ...]
     media_end: int  # index after the last token that the media expanded to; 0 without media
+    said: tuple[range, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sequences["input_ids"])
@@ -46,9 +50,10 @@ def encode_prompts(
     With `once_per_media` the media inputs hold each distinct set of media once, in the order of first appearance;
     without it once an example.
     """
-    prompts = [template.render(example.fields, len(example.images), len(example.videos)) for example in examples]
+    prompts = [template.prompt(example) for example in examples]
+    texts = [prompt.text for prompt in prompts]
     keys = [media_key(example) for example in examples]
-    raw = tokenize(processor, prompts)
+    raw = tokenize(processor, texts)
     first: dict[tuple[str, ...], int] = {}
     if once_per_media:
         for index, key in enumerate(keys):
@@ -59,10 +64,10 @@ def encode_prompts(
     media: dict[str, torch.Tensor] = {}
     if chosen:
         batch = processor(
-            text=[template.processor_text(prompts[i]) for i in chosen],
+            text=[template.processor_text(texts[i]) for i in chosen],
             padding=True, padding_side="right", return_tensors="pt",
             **media_arguments([examples[i] for i in chosen], options),
-            **special_token_arguments(processor, prompts[chosen[0]]),
+            **special_token_arguments(processor, texts[chosen[0]]),
         )  # fmt: skip
         sequences, media = _split(batch)
         for position, index in enumerate(chosen):
@@ -78,6 +83,11 @@ def encode_prompts(
                 {"input_ids": raw[index], "attention_mask": [1] * len(raw[index])}, len(raw[index]), (), 0
             )
     complete = [row for row in rows if row is not None]
+    for row, prompt, ids in zip(complete, prompts, raw, strict=True):
+        if prompt.said:
+            offsets = _offsets(processor, prompt.text)
+            marks = [match.span() for match in placeholders(processor).finditer(prompt.text)]
+            row.said = said_tokens(prompt.said, offsets, marks, ids, row.sequences["input_ids"])
     _fill_missing_sequences(complete)
     return complete, media
 
@@ -93,7 +103,7 @@ def append_answer(row: Row, answer_ids: list[int], token_type: int) -> Row:
         name: values + (answer_ids if name == "input_ids" else [text.get(name, 0)] * len(answer_ids))
         for name, values in row.sequences.items()
     }
-    return Row(sequences, row.prompt_length, row.media_key, row.media_end)
+    return Row(sequences, row.prompt_length, row.media_key, row.media_end, row.said)
 
 
 def tokenize(processor: ProcessorMixin, texts: Sequence[str]) -> list[list[int]]:
@@ -102,6 +112,22 @@ def tokenize(processor: ProcessorMixin, texts: Sequence[str]) -> list[list[int]]
         return []
     ids = processor.tokenizer(list(texts), **special_token_arguments(processor, texts[0]))["input_ids"]
     return [list(row) for row in ids]
+
+
+def _offsets(processor: ProcessorMixin, text: str) -> list[tuple[int, int]]:
+    """First character of each token, and the one behind its last.
+
+    Raises:
+        UserError: the tokenizer does not tell them.
+    """
+    tokenizer = processor.tokenizer
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{type(tokenizer).__name__} does not tell which characters a token is made of, without which the turns of "
+            "a conversation cannot be told apart: choose a model with a fast tokenizer, or data with one answer."
+        )
+    options = special_token_arguments(processor, text)
+    return [tuple(pair) for pair in tokenizer(text, return_offsets_mapping=True, **options)["offset_mapping"]]
 
 
 def special_token_arguments(processor: ProcessorMixin, prompt: str) -> dict[str, Any]:

@@ -1,22 +1,24 @@
 """Token lengths from text and image headers alone, and what happens to examples that are too long.
 
-No pixel is decoded for a length: how many tokens an image or a video becomes depends on its size only, so one blank
-image of each size, and one blank video of each size and number of frames, is shown to the processor.
+No pixel is decoded for a length: how many tokens an image or a video becomes depends on its size only (see
+vlmexp.collator.media_tokens).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from vlmexp.collator.batch import Collator
-from vlmexp.collator.encode import special_token_arguments, tokenize
-from vlmexp.collator.media import ClipShape, Shape, blank_arguments, media_key, media_shape
+from vlmexp.collator.encode import tokenize
+from vlmexp.collator.media import Shape, media_key, media_shape
+from vlmexp.collator.media_tokens import MediaTokens
+from vlmexp.collator.shrink import shrunk
 from vlmexp.data.example import Example
 from vlmexp.data.examples import ExampleSequence
 from vlmexp.errors import UserError
 
 _CHUNK = 2048  # examples tokenized at a time
+KEEPING_ALL = {"drop": "shorten_text"}  # policies instead of others where every example counts
 
 
 class Fitted(ExampleSequence):
@@ -25,7 +27,8 @@ class Fitted(ExampleSequence):
     Attributes:
         lengths: tokens of each example, media (and the answer, if it counts) included.
         media_lengths: how many of these stand for media.
-        dropped, shortened: ids of the examples that were left out or lost the end of their question.
+        dropped, shortened, shrunk: ids of the examples that were left out, lost the end of their question, or got
+            smaller images.
     """
 
     def __init__(self, examples: Sequence[Example], kept: Sequence[int], replaced: dict[int, Example]) -> None:
@@ -34,6 +37,7 @@ class Fitted(ExampleSequence):
         self.media_lengths: list[int] = []
         self.dropped: list[str] = []
         self.shortened: list[str] = []
+        self.shrunk: list[str] = []
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -47,35 +51,37 @@ class Fitted(ExampleSequence):
         """Index of each example in the sequence that it came from."""
         return self._kept
 
+    def media_keys(self, keys: Sequence[str]) -> list[str]:
+        """For each example, a text that is equal for examples with the same media at the same size.
+
+        Args:
+            keys: the same of each example of the sequence that these came from, whatever the size.
+        """
+        limits = {index: example.media_limit for index, example in self._replaced.items()}
+        return [f"{keys[index]} {limit}" if (limit := limits.get(index)) else keys[index] for index in self._kept]
+
 
 def token_lengths(collator: Collator, examples: Sequence[Example], with_answer: bool) -> list[int]:
     """Tokens that each example becomes, exactly as the collator will make them."""
-    return [length for length, _ in _token_counts(collator, examples, with_answer)]
+    return [length for length, _ in _token_counts(collator, examples, with_answer, MediaTokens(collator))]
 
 
-def _token_counts(collator: Collator, examples: Sequence[Example], with_answer: bool) -> list[tuple[int, int]]:
+def _token_counts(
+    collator: Collator, examples: Sequence[Example], with_answer: bool, media_tokens: MediaTokens
+) -> list[tuple[int, int]]:
     """Tokens of each example, and how many of them stand for media."""
-    media_tokens: dict[Shape, int] = {}
     shapes: dict[tuple[str, ...], Shape] = {}
-    timed: bool | None = None  # whether the processor writes the times of frames, so that they count as well
     counts = []
     for start in range(0, len(examples), _CHUNK):
         chunk = examples[start : start + _CHUNK]
-        raw = tokenize(
-            collator.processor, [collator.template.render(e.fields, len(e.images), len(e.videos)) for e in chunk]
-        )
+        raw = tokenize(collator.processor, [collator.template.prompt(example).text for example in chunk])
         answers = [len(collator.answer_ids(example)) if with_answer else 0 for example in chunk]
         for example, ids, answer in zip(chunk, raw, answers, strict=True):
-            media = media_key(example)
-            if media not in shapes:
-                shapes[media] = media_shape(example, collator.media)
-            key = shapes[media]
-            if timed is None and any(isinstance(size, ClipShape) for size in key):
-                timed = _media_tokens(collator, example, key) != _media_tokens(collator, example, _untimed(key))
-            key = key if timed else _untimed(key)
-            if key not in media_tokens:
-                media_tokens[key] = _media_tokens(collator, example, key)
-            counts.append((len(ids) + media_tokens[key] + answer, media_tokens[key]))
+            key = media_key(example)
+            if key not in shapes:
+                shapes[key] = media_shape(example, collator.media)
+            media = media_tokens(example, shapes[key])
+            counts.append((len(ids) + media + answer, media))
     return counts
 
 
@@ -85,13 +91,14 @@ def fit(
     """Apply the overlong policy.
 
     Args:
-        overlong: `error`; `drop`, which leaves the example out; or `shorten_text`, which takes tokens from the end of
-            the question. Media tokens are never cut.
+        overlong: `error`; `drop`, which leaves the example out; `shorten_text`, which takes tokens from the end of the
+            question; or `shrink_image`, which makes images and frames smaller. Media tokens are never cut.
 
     Raises:
-        UserError: the policy is `error` and an example is too long, or shortening is not enough.
+        UserError: the policy is `error` and an example is too long, or shortening or shrinking is not enough.
     """
-    counts = _token_counts(collator, examples, with_answer)
+    media_tokens = MediaTokens(collator)
+    counts = _token_counts(collator, examples, with_answer, media_tokens)
     lengths, media_lengths = [length for length, _ in counts], [media for _, media in counts]
     too_long = [index for index, length in enumerate(lengths) if length > max_length]
     if too_long and overlong == "error":
@@ -99,7 +106,7 @@ def fit(
         raise UserError(
             f"{len(too_long)} of {len(examples)} examples are longer than collator.max_length={max_length} tokens; "
             f"the longest, {examples[worst].id}, has {lengths[worst]}. Raise collator.max_length, or set "
-            "collator.overlong to drop or shorten_text."
+            "collator.overlong to drop, shorten_text or shrink_image."
         )
     if overlong == "drop":
         dropped = set(too_long)
@@ -109,13 +116,17 @@ def fit(
         result.lengths = [lengths[index] for index in kept]
         result.media_lengths = [media_lengths[index] for index in kept]
         return result
-    shortened = {index: _shortened(collator, examples[index], lengths[index] - max_length) for index in too_long}
-    result = Fitted(examples, range(len(examples)), shortened)
-    result.shortened = [examples[index].id for index in too_long]
-    if shortened:
-        again = token_lengths(collator, list(shortened.values()), with_answer)
-        for index, length in zip(shortened, again, strict=True):
-            lengths[index] = length
+    excess = {index: lengths[index] - max_length for index in too_long}
+    if overlong == "shrink_image":
+        replaced = {index: shrunk(collator, media_tokens, examples[index], n) for index, n in excess.items()}
+    else:
+        replaced = {index: _shortened(collator, examples[index], n) for index, n in excess.items()}
+    result = Fitted(examples, range(len(examples)), replaced)
+    ids = [examples[index].id for index in too_long]
+    result.shortened, result.shrunk = ([], ids) if overlong == "shrink_image" else (ids, [])
+    again = _token_counts(collator, list(replaced.values()), with_answer, media_tokens)
+    for index, (length, media) in zip(replaced, again, strict=True):
+        lengths[index], media_lengths[index] = length, media
     result.lengths, result.media_lengths = lengths, media_lengths
     return result
 
@@ -123,46 +134,12 @@ def fit(
 def _shortened(collator: Collator, example: Example, excess: int) -> Example:
     """The example without the last `excess` tokens (or a few more) of its question."""
     tokenizer = collator.processor.tokenizer
-    ids = tokenizer(collator.template.plain(example.fields.get("question", "")), add_special_tokens=False)["input_ids"]
-    fields = dict(example.fields)
+    ids = tokenizer(collator.template.plain(example.question_end), add_special_tokens=False)["input_ids"]
     for keep in range(len(ids) - excess, -1, -1):
-        fields["question"] = tokenizer.decode(ids[:keep], skip_special_tokens=False)
-        candidate = dataclasses.replace(example, fields=fields)
-        if len(tokenizer(fields["question"], add_special_tokens=False)["input_ids"]) <= len(ids) - excess:
-            return candidate
+        text = tokenizer.decode(ids[:keep], skip_special_tokens=False)
+        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= len(ids) - excess:
+            return example.with_question_end(text)
     raise UserError(
         f"Example {example.id} is {excess} tokens longer than collator.max_length, and its question has only "
         f"{len(ids)}: its images alone are too large. Raise collator.max_length, or set collator.overlong=drop."
     )
-
-
-def _untimed(shape: Shape) -> Shape:
-    """The shape with the same times for all videos of as many frames; they are much longer than real ones."""
-    return tuple(
-        dataclasses.replace(size, numbers=tuple(10_000_000 + n for n in range(len(size.numbers))), fps=1.0)
-        if isinstance(size, ClipShape)
-        else size
-        for size in shape
-    )
-
-
-def _media_tokens(collator: Collator, example: Example, shape: Shape) -> int:
-    """How many tokens media of these sizes add to an example's raw prompt.
-
-    Raises:
-        UserError: the processor refuses the size.
-    """
-    if not shape:
-        return 0
-    text = collator.template.render(example.fields, len(example.images), len(example.videos))
-    options = special_token_arguments(collator.processor, text)
-    try:
-        inputs = collator.processor(text=[collator.template.processor_text(text)], **blank_arguments(shape), **options)
-    except ValueError as error:
-        sizes = ", ".join(f"{s.width} x {s.height}" if isinstance(s, ClipShape) else f"{s[0]} x {s[1]}" for s in shape)
-        raise UserError(
-            f"{example.place('image')}: the model's processor takes no media of {sizes} pixels ({error}). "
-            "Leave the row out, or set collator.image_processing.resize_mode=stretch and max_size."
-        ) from None
-    expanded = inputs["input_ids"][0]
-    return len(expanded) - len(tokenize(collator.processor, [text])[0])

@@ -42,8 +42,10 @@ class MediaOptions:
 
 
 def media_key(example: Example) -> tuple[str, ...]:
-    """Equal for examples with the same media; empty without any."""
-    return tuple(map(str, (*example.videos, *example.images)))
+    """Equal for examples with the same media at the same size; empty without any."""
+    limit = () if example.media_limit is None else (f"at most {example.media_limit} pixels",)
+    paths = (*example.videos, *example.images)
+    return (*map(str, paths), *limit) if paths else ()
 
 
 def media_arguments(examples: Sequence[Example], options: MediaOptions) -> dict[str, Any]:
@@ -54,14 +56,16 @@ def media_arguments(examples: Sequence[Example], options: MediaOptions) -> dict[
     Raises:
         MediaError: a file cannot be used; the message names the split, the row and the column.
     """
-    images = [[_named(load_image, path, options.image, e, "image") for path in e.images] for e in examples]
-    clips = [[_named(_clip, path, options, e, "video") for path in e.videos] for e in examples]
+    own = [_limited(options, example.media_limit) for example in examples]
+    rows = list(zip(examples, own, strict=True))
+    images = [[_named(load_image, path, o.image, e, "image") for path in e.images] for e, o in rows]
+    clips = [[_named(_clip, path, o, e, "video") for path in e.videos] for e, o in rows]
     return _arguments([row for row in images if row], [row for row in clips if row])
 
 
 def media_shape(example: Example, options: MediaOptions) -> Shape:
     """Sizes of an example's media as the processor will get them, from the files' headers."""
-
+    options = _limited(options, example.media_limit)
     images = [_named(image_size, path, options.image, example, "image") for path in example.images]
     return (*images, *(_named(_clip_shape, path, options, example, "video") for path in example.videos))
 
@@ -71,6 +75,16 @@ def blank_arguments(shape: Shape) -> dict[str, Any]:
     images = [Image.new("RGB", size) for size in shape if not isinstance(size, ClipShape)]
     clips = [_blank(size) for size in shape if isinstance(size, ClipShape)]
     return _arguments([images] if images else [], [clips] if clips else [])
+
+
+def _limited(options: MediaOptions, limit: int | None) -> MediaOptions:
+    """The options for media whose longest side may have at most `limit` pixels."""
+    if limit is None:
+        return options
+    image = options.image
+    if image.max_size is None:  # without it the mode says nothing
+        return dataclasses.replace(options, image=dataclasses.replace(image, resize_mode="keep_aspect", max_size=limit))
+    return dataclasses.replace(options, image=dataclasses.replace(image, max_size=min(limit, image.max_size)))
 
 
 def _blank(shape: ClipShape) -> Clip:

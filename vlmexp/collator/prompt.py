@@ -14,11 +14,15 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from vlmexp.collator.answer import AnswerForm, answer_form
-from vlmexp.data.example import MEDIA_ROLES
+from vlmexp.data.example import MEDIA_ROLES, Example
+from vlmexp.data.turns import Turn
 from vlmexp.errors import UserError, closest
 
 _FIELD = re.compile(r"\{(\w+)\}")
-_MARK, _END = "\ue000", "\ue001"  # private-use characters: no tokenizer's or template's own
+# Private-use characters: no tokenizer's or template's own. A field, and what the assistant has said before.
+_MARK, _END, _SAID, _SAID_END = "\ue000", "\ue001", "\ue004", "\ue005"
+_MARKED = re.compile(f"{_MARK}(\\w+){_END}|{_SAID}|{_SAID_END}")
+_OURS = str.maketrans(dict.fromkeys((_MARK, _END, _SAID, _SAID_END)))
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,22 @@ class MessagePart:
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """What a role says."""
+    """What a role says; the role `conversation` stands for all turns of an example's own conversation."""
 
     role: str
     parts: tuple[MessagePart, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The text up to where the answer begins.
+
+    `said` holds the first character, and the one behind the last, of what the assistant has said before: each turn with
+    the white space that an answer has before it and the token that ends it.
+    """
+
+    text: str
+    said: tuple[tuple[int, int], ...] = ()
 
 
 class PromptTemplate:
@@ -47,7 +63,8 @@ class PromptTemplate:
     Args:
         processor: its chat template is used, and its special tokens are kept out of the fields.
         style: chat or prefix.
-        messages: the conversation; the last message is the assistant's and holds the answer.
+        messages: the conversation; the last message is the assistant's and holds the answer, or it is the place of the
+            example's own conversation.
         system_prompt: the value of `{system_prompt}`.
         roles: names of the fields that an example has.
 
@@ -77,7 +94,9 @@ class PromptTemplate:
                             f"collator.messages: {{{name}}} is no field of this data set{closest(name, known) or '.'} "
                             f"The fields are: {', '.join(sorted(known))}."
                         )
-        if self.is_prefix and any(message.role == "assistant" for message in messages[:-1]):
+        self.has_conversation = messages[-1].role == "conversation"
+        turns = sum(message.role == "assistant" for message in messages)
+        if self.is_prefix and (turns > 1 or self.has_conversation):
             raise UserError("collator.messages: model.prompt_style=prefix has room for one answer, which comes last.")
         if not self.is_prefix and getattr(processor, "chat_template", None) is None:
             raise UserError(
@@ -86,14 +105,32 @@ class PromptTemplate:
             )
         special = sorted(special_strings(processor), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
-        self._rendered: dict[tuple[int, int], str] = {}
+        self._rendered: dict[tuple[Any, ...], str] = {}
         self.answer_form = AnswerForm() if self.is_prefix else answer_form(processor, self._special)
 
-    def render(self, fields: Mapping[str, str], images: int, videos: int = 0) -> str:
-        """The prompt of an example with so many images and videos."""
-        text = self._template(images, videos)
-        values = {**fields, "system_prompt": self.system_prompt}
-        return re.sub(f"{_MARK}(\\w+){_END}", lambda match: self.plain(values[match[1]]), text)
+    def render(self, fields: Mapping[str, str], images: int, videos: int = 0, turns: Sequence[Turn] = ()) -> str:
+        """The prompt's text of an example with so many images and videos, or with these turns."""
+        return self._prompt(fields, images, videos, turns).text
+
+    def prompt(self, example: Example) -> Prompt:
+        """An example's prompt, and where in it the assistant has spoken."""
+        return self._prompt(example.fields, len(example.images), len(example.videos), example.turns)
+
+    def _prompt(self, fields: Mapping[str, str], images: int, videos: int, turns: Sequence[Turn]) -> Prompt:
+        rendered = self._template(images, videos, turns)
+        spoken = {name: text for i, turn in enumerate(turns) for name, text in _texts(turn, i).items()}
+        values = {**fields, "system_prompt": self.system_prompt, **spoken}
+        text, said, end, begin = "", list[tuple[int, int]](), 0, 0
+        for match in _MARKED.finditer(rendered):
+            text += rendered[end : match.start()]
+            end = match.end()
+            if match[1]:
+                text += self.plain(values[match[1]])
+            elif match[0] == _SAID:
+                begin = len(text) - len(self.answer_form.glue) * text.endswith(self.answer_form.glue)
+            else:
+                said.append((begin, len(text) + self.answer_form.end_length(rendered[end:])))
+        return Prompt(text + rendered[end:], tuple(said))
 
     def processor_text(self, prompt: str) -> str:
         """A rendered prompt as the processor wants it: PaliGemma's adds BOS and the line break itself."""
@@ -108,14 +145,23 @@ class PromptTemplate:
 
     def answer(self, fields: Mapping[str, str], answer: str) -> str:
         """The text that the model should say."""
+        if self.has_conversation:
+            return self.plain(answer)
         values = {**fields, "system_prompt": self.system_prompt, "answer": answer}
         return "".join(
             _FIELD.sub(lambda match: self.plain(values[_role(match[1])]), part.text) for part in self.messages[-1].parts
         )
 
     @property
+    def has_earlier_answers(self) -> bool:
+        """Whether a prompt may hold turns of the assistant, which carry a loss like the answer."""
+        return self.has_conversation or any(message.role == "assistant" for message in self.messages[:-1])
+
+    @property
     def media_first(self) -> bool:
         """Whether nothing that differs between questions on the same media stands before them."""
+        if self.has_conversation:
+            return False
         seen = False
         for message in reversed(self.messages[:-1]):
             for part in reversed(message.parts):
@@ -127,22 +173,24 @@ class PromptTemplate:
 
     def plain(self, text: str) -> str:
         """The text with a space inside every special token, so that the tokenizer reads it as text."""
-        text = text.replace(_MARK, "").replace(_END, "")
+        text = text.translate(_OURS)
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) if self._special else text
 
-    def _template(self, images: int, videos: int) -> str:
-        if (images, videos) not in self._rendered:
-            rendered = self._prefix(images) if self.is_prefix else self._chat(images, videos)
-            self._rendered[images, videos] = rendered
-        return self._rendered[images, videos]
+    def _template(self, images: int, videos: int, turns: Sequence[Turn]) -> str:
+        marked = tuple(_marked_turn(turn, number) for number, turn in enumerate(turns))
+        key = (images, videos, marked)
+        if key not in self._rendered:
+            self._rendered[key] = self._prefix(images) if self.is_prefix else self._chat(images, videos, marked)
+        return self._rendered[key]
 
     def _prefix(self, images: int) -> str:
         texts = [self._marked(part.text) for message in self.messages[:-1] for part in message.parts]
         media = self.processor.image_token * images
         return media + self.processor.tokenizer.bos_token + " ".join(filter(None, texts)) + "\n"
 
-    def _chat(self, images: int, videos: int) -> str:
+    def _chat(self, images: int, videos: int, turns: Sequence[Turn]) -> str:
         count = {"image": images, "video": videos}
+        own_system = any(turn.role == "system" for turn in turns)
         conversation: list[dict[str, Any]] = []
         for message in self.messages[:-1]:
             content: list[dict[str, str]] = []
@@ -151,7 +199,14 @@ class PromptTemplate:
                     content += [{"type": part.type}] * count[part.type]
                 elif marked := self._marked(part.text):
                     content.append({"type": "text", "text": marked})
-            conversation.append({"role": message.role, "content": content})
+            if message.role != "system" or (content and not own_system):
+                conversation.append({"role": message.role, "content": content})
+        for turn in turns:
+            content = [{"type": kind, "text": text} if kind == "text" else {"type": kind} for kind, text in turn.parts]
+            conversation.append({"role": turn.role, "content": content})
+        for said in conversation:
+            if said["role"] == "assistant":
+                _mark_said(said["content"])
         rendered = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
         assert isinstance(rendered, str)
         return rendered
@@ -162,6 +217,29 @@ class PromptTemplate:
     def _place(self, role: str) -> str:
         # An empty system prompt leaves no empty part behind.
         return "" if role == "system_prompt" and not self.system_prompt else f"{_MARK}{role}{_END}"
+
+
+def _marked_turn(turn: Turn, number: int) -> Turn:
+    """The turn with markers in place of its texts; white space around a text stays for the template to see."""
+    names = iter(_texts(turn, number))
+    parts = []
+    for kind, text in turn.parts:
+        before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :] if text.strip() else ""
+        parts.append((kind, f"{before}{_MARK}{next(names)}{_END}{after}" if kind == "text" else ""))
+    return Turn(turn.role, tuple(parts))
+
+
+def _texts(turn: Turn, number: int) -> dict[str, str]:
+    """Marker -> text of each text of the turn with this number, without white space around it."""
+    return {f"turn_{number}_{k}": text.strip() for k, (kind, text) in enumerate(turn.parts) if kind == "text"}
+
+
+def _mark_said(content: list[dict[str, str]]) -> None:
+    """Put marks around the texts of the assistant's message, in place."""
+    texts = [part for part in content if part["type"] == "text"]
+    if texts:
+        texts[0]["text"] = _SAID + texts[0]["text"]
+        texts[-1]["text"] += _SAID_END
 
 
 def _role(name: str) -> str:

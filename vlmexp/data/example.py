@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections import Counter
@@ -10,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlmexp.data.turns import Turn, loaded_turns
 from vlmexp.errors import UserError, closest
 
 MEDIA_ROLES = ("image", "video")
 ANSWER_ROLES = ("answer", "choices")  # lists of texts, and no part of the prompt
+CONVERSATION = "messages"  # the role of a column that holds whole conversations
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class Example:
         columns: role -> column, for messages.
         target: the answer to train on; None: the most common one.
         choices: the answers to choose from, of which the accepted ones are some.
+        turns: the conversation up to where the answer begins, the user's last turn (its question) included; empty where
+            the message template makes the conversation.
+        media_limit: longest side in pixels to which images and frames are shrunk, so that the example fits; None: as
+            they are.
     """
 
     id: str
@@ -43,6 +50,8 @@ class Example:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     target: str | None = None
     choices: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    media_limit: int | None = None
 
     @property
     def answer(self) -> str:
@@ -50,6 +59,17 @@ class Example:
         if self.target is not None:
             return self.target
         return Counter(self.answers).most_common(1)[0][0] if self.answers else ""
+
+    @property
+    def question_end(self) -> str:
+        """What may be cut where an example is too long: the question; in a conversation its text behind all media."""
+        return self.turns[-1].last_text if self.turns else self.fields.get("question", "")
+
+    def with_question_end(self, text: str) -> Example:
+        """The example with another text there."""
+        if self.turns:
+            return dataclasses.replace(self, turns=(*self.turns[:-1], self.turns[-1].with_last_text(text)))
+        return dataclasses.replace(self, fields={**self.fields, "question": text})
 
     def place(self, role: str) -> str:
         """Where the example's media of a role are from: split, row and column."""
@@ -88,10 +108,14 @@ def to_example(
     fields = {
         role: plain_text(row.get(column))
         for role, column in columns.items()
-        if column is not None and role not in (*ANSWER_ROLES, *MEDIA_ROLES)
+        if column is not None and role in text_roles(columns)
     }
     images, videos = (tuple(root / path for path in row.get(columns.get(role) or "") or ()) for role in MEDIA_ROLES)
     answers, choices = (tuple(answer_texts(row.get(columns.get(role) or ""))) for role in ANSWER_ROLES)
+    turns: list[Turn] = []
+    if column := columns.get(CONVERSATION):
+        *turns, last = loaded_turns(row[column])
+        fields["question"], answers = turns[-1].text, (last.text,)
     drawn = random.Random(f"{answer_seed}:{row['id']}").choice(answers) if answers and answer_seed is not None else None
     return Example(
         id=str(row["id"]),
@@ -104,7 +128,13 @@ def to_example(
         columns=columns,
         target=drawn,
         choices=choices,
+        turns=tuple(turns),
     )
+
+
+def text_roles(columns: Iterable[str]) -> list[str]:
+    """The roles whose columns hold a text for the message template."""
+    return [role for role in columns if role not in (*ANSWER_ROLES, CONVERSATION, *MEDIA_ROLES)]
 
 
 def answer_texts(value: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rows as a source gives them to rows as they are stored: text as text, answers as lists, media as lists of paths."""
+"""Rows as a source gives them to rows as they are stored: texts, lists of answers, turns and media's paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmexp.data.example import ANSWER_ROLES, MEDIA_ROLES, answer_texts, is_missing, plain_text
+from vlmexp.data.conversation import BadConversation, read_conversation
+from vlmexp.data.example import ANSWER_ROLES, CONVERSATION, MEDIA_ROLES, answer_texts, is_missing, plain_text
+from vlmexp.data.turns import stored_turns
 from vlmexp.errors import UserError
 
 _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
@@ -79,12 +81,13 @@ def stored_row(
         required: roles whose text must not be empty.
 
     Raises:
-        BadSample: a required text is empty, a text is no text, or a media value is no path and no bytes.
+        BadSample: a required text is empty, a text is no text, a media value is no path and no bytes, or a conversation
+            is none to learn from.
     """
     # Encoded files in a column without a role have no use.
     stored = {column: value for column, value in row.items() if not _is_file(value)}
     for role, column in columns.items():
-        if column is None:
+        if column is None or role == CONVERSATION:
             continue
         value = row.get(column)
         try:
@@ -102,6 +105,12 @@ def stored_row(
         text = stored[column]
         if role in required and not (text.strip() if isinstance(text, str) else text):
             raise BadSample(f"empty {role}", column, f"the {role} is empty.")
+    if column := columns.get(CONVERSATION):
+        media = {role: len(stored[name]) for role in MEDIA_ROLES if (name := columns.get(role))}
+        try:
+            stored[column] = stored_turns(read_conversation(row.get(column), media))
+        except BadConversation as error:
+            raise BadSample(error.reason, column, f"{error}.") from None
     return stored
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmexp.config import Config, used_columns
+from vlmexp.config import Config, required_roles, used_columns
 from vlmexp.data.examples import Examples
 from vlmexp.data.prepare import Prepared, prepare
 from vlmexp.data.video_readers import resolve_library
@@ -28,7 +28,7 @@ def prepared_data(config: Config, run: Run) -> Prepared:
         dataset.test_fraction,
         dataset.split_seed,
         used_columns(config),
-        dataset.required,
+        required_roles(config),
         dataset.on_bad_sample,
         dataset.max_bad_share,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmexp import distributed
-from vlmexp.collator.lengths import fit
+from vlmexp.collator.lengths import KEEPING_ALL, fit
 from vlmexp.config import Config
 from vlmexp.data.example import Example
 from vlmexp.data.stage import load_split, prepared_data
@@ -92,12 +92,12 @@ def evaluate_model(
     choices = find_choices(config, prepared)
     collator = build_collator(config, processor)
     # An example that is left out would flatter the score, so here `drop` shortens.
-    overlong = "error" if config.collator.overlong == "error" else "shorten_text"
+    overlong = KEEPING_ALL.get(config.collator.overlong, config.collator.overlong)
     fitted = fit(collator, examples, config.collator.max_length, overlong, with_answer=False)
     if len(fitted):
         check_forward(config.model.id, model, processor, collator.prompts([fitted[0]]))
     rows = list(examples)
-    asked = list(fitted) if fitted.shortened else rows
+    asked = list(fitted) if fitted.shortened or fitted.shrunk else rows
     identity = identity_of(config, model, weights, prepared.fingerprint)
     asker = Asker(config, run, model, collator, choices, name, distributed.gathered(identity)[0])
     answers = asker.ask(PREDICTIONS, asked, fitted.lengths, "evaluate base" if name == BASE else "evaluate fine-tuned")
@@ -112,6 +112,7 @@ def evaluate_model(
         "population": examples.population,
         "sample": "all" if everything else f"random sample with seed {dataset.split_seed}",
         "shortened": len(fitted.shortened),
+        "shrunk": len(fitted.shrunk),
         "model": config.model.id,
         "model_commit": commit(model_source(config)),
         "dataset": dataset.name,

@@ -13,10 +13,11 @@ from peft import PeftModel
 from vlmexp import distributed
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.encode import special_token_arguments
-from vlmexp.collator.lengths import fit
+from vlmexp.collator.lengths import KEEPING_ALL, fit
 from vlmexp.config import Config, peft_extras, used_columns
-from vlmexp.data.example import ANSWER_ROLES, MEDIA_ROLES, Example
+from vlmexp.data.example import Example, text_roles
 from vlmexp.data.stage import load_split, prepared_data
+from vlmexp.data.turns import Turn
 from vlmexp.errors import UserError
 from vlmexp.evaluation.trained import load_finetuned
 from vlmexp.export.cards import write_cards
@@ -160,7 +161,7 @@ def _parity_examples(config: Config, run: Run, collator: Collator) -> list[Examp
     split = load_split(config, prepared, "validation" if enough else "train")
     count = min(count, len(split))
     chosen = [split[index * len(split) // count] for index in range(count)]
-    overlong = "error" if config.collator.overlong == "error" else "shorten_text"
+    overlong = KEEPING_ALL.get(config.collator.overlong, config.collator.overlong)
     return list(fit(collator, chosen, config.collator.max_length, overlong, with_answer=False))
 
 
@@ -171,9 +172,11 @@ def _batches(collator: Collator, examples: list[Example]) -> list[dict[str, torc
 def card_prompt(config: Config, collator: Collator) -> dict[str, Any]:
     """The text that the processor takes, with `{question}` and other fields in their places."""
     columns = used_columns(config)
-    roles = [role for role in columns if role not in (*ANSWER_ROLES, *MEDIA_ROLES)]
+    fields = {role: f"{{{role}}}" for role in text_roles(columns)}
     images, videos = int("image" in columns), int("video" in columns)
-    text = collator.template.render({role: f"{{{role}}}" for role in roles}, images, videos)
+    shown = [("video", "")] * videos + [("image", "")] * images
+    turns = [Turn("user", (*shown, ("text", "{question}")))] if collator.template.has_conversation else []
+    text = collator.template.render(fields, images, videos, turns)
     return {
         "text": collator.template.processor_text(text),
         "images": images,

@@ -69,7 +69,8 @@ def policy(preview: Preview) -> str:
         "error": "stage=train would stop with an error",
         "drop": "they are left out of the training",
         "shorten_text": "they lose the end of their question",
-    }.get(preview.overlong, "they are made to fit")
+        "shrink_image": "their images are made smaller",
+    }[preview.overlong]
     return f"{rows} collator.max_length={preview.max_length:,}; with collator.overlong={preview.overlong} {does}."
 
 

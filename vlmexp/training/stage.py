@@ -122,8 +122,7 @@ def training_data(config: Config, run: Run, prepared: Prepared, collator: Collat
         if prepared.manifest["counts"][split]:
             examples = load_split(config, prepared, split)
             splits[split] = fit(collator, examples, config.collator.max_length, config.collator.overlong)
-            media = examples.media_keys()
-            keys[split] = [media[index] for index in splits[split].kept]
+            keys[split] = splits[split].media_keys(examples.media_keys())
     if not len(splits["train"]):
         raise UserError("collator.overlong=drop leaves no example to train on: raise collator.max_length.")
     collator.share_images = shares_images(config, collator, keys["train"], with_loss=True)
@@ -269,6 +268,7 @@ def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
             "mean_tokens": round(sum(fitted.lengths) / max(len(fitted), 1), 1),
             "dropped": len(fitted.dropped),
             "shortened": len(fitted.shortened),
+            "shrunk": len(fitted.shrunk),
         }
         for split, fitted in splits.items()
     }

@@ -1,0 +1,107 @@
+"""How many tokens media add to a prompt, from their sizes alone.
+
+One blank image of each size, and one blank video of each size and number of frames, is shown to the processor. Where a
+processor writes media as text ("\\n\\n" around an image), the ends of that text may melt into the text beside it; that
+depends on the prompt and not on the size, so the two are counted apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from vlmexp.collator.batch import Collator
+from vlmexp.collator.encode import special_token_arguments, tokenize
+from vlmexp.collator.media import ClipShape, Shape, blank_arguments
+from vlmexp.collator.said import placeholders
+from vlmexp.data.example import Example
+from vlmexp.errors import UserError
+
+_SMALL = 64  # pixels
+
+
+class MediaTokens:
+    """Counts media tokens for a collator; every size and surrounding is counted once."""
+
+    def __init__(self, collator: Collator) -> None:
+        self._collator = collator
+        self._more: dict[Shape, int] = {}  # than the same media at a small size
+        self._small: dict[tuple[Shape, tuple[str, ...]], int] = {}
+        self._melts: dict[Shape, bool] = {}  # by small shape: whether media begin or end as text
+        self._timed: bool | None = None  # whether the processor writes the times of frames, so that they count as well
+
+    def __call__(self, example: Example, shape: Shape) -> int:
+        """How many tokens media of these sizes add to the example's raw prompt.
+
+        Raises:
+            UserError: the processor refuses a size.
+        """
+        if not shape:
+            return 0
+        if self._timed is None and any(isinstance(size, ClipShape) for size in shape):
+            self._timed = len(self._expanded(example, shape)) != len(self._expanded(example, _untimed(shape)))
+        shape = shape if self._timed else _untimed(shape)
+        small = tuple(_small(size) for size in shape)
+        if small not in self._melts:
+            self._melts[small] = self._begins_or_ends_as_text(example, small)
+        key = (small, self._surroundings(example) if self._melts[small] else ())
+        if key not in self._small:
+            self._small[key] = len(self._expanded(example, small)) - len(self._raw(example))
+        if shape not in self._more:
+            self._more[shape] = len(self._expanded(example, shape)) - len(self._raw(example)) - self._small[key]
+        return self._small[key] + self._more[shape]
+
+    def _raw(self, example: Example) -> list[int]:
+        return tokenize(self._collator.processor, [self._collator.template.prompt(example).text])[0]
+
+    def _expanded(self, example: Example, shape: Shape) -> list[int]:
+        collator, text = self._collator, self._collator.template.prompt(example).text
+        options = special_token_arguments(collator.processor, text)
+        try:
+            inputs = collator.processor(
+                text=[collator.template.processor_text(text)], return_tensors="pt", **blank_arguments(shape), **options
+            )
+        except ValueError as error:
+            sizes = ", ".join(
+                f"{s.width} x {s.height}" if isinstance(s, ClipShape) else f"{s[0]} x {s[1]}" for s in shape
+            )
+            raise UserError(
+                f"{example.place('image')}: the model's processor takes no media of {sizes} pixels ({error}). "
+                "Leave the row out, or set collator.image_processing.resize_mode=stretch and max_size."
+            ) from None
+        ids: list[int] = inputs["input_ids"][0].tolist()
+        return ids
+
+    def _begins_or_ends_as_text(self, example: Example, shape: Shape) -> bool:
+        tokenizer, text = self._collator.processor.tokenizer, self._collator.template.prompt(example).text
+        marks = {match[0] for match in placeholders(self._collator.processor).finditer(text)}
+        vocabulary = tokenizer.get_vocab()
+        if not marks <= vocabulary.keys():
+            return True
+        ids = {vocabulary[mark] for mark in marks}
+        control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+        raw, expanded = self._raw(example), self._expanded(example, shape)
+        places = [index for index, token in enumerate(raw) if token in ids]
+        return not {expanded[places[0]], expanded[places[-1] - len(raw)]} <= control
+
+    def _surroundings(self, example: Example) -> tuple[str, ...]:
+        """White space and one more character before and behind each placeholder."""
+        text, mark = self._collator.template.prompt(example).text, placeholders(self._collator.processor).pattern
+        found = re.finditer(rf"(\S?\s*)(?:{mark})(?=(\s*\S?))", text)
+        return tuple(part for match in found for part in match.groups())
+
+
+def _small(size: tuple[int, int] | ClipShape) -> tuple[int, int] | ClipShape:
+    if isinstance(size, ClipShape):
+        return dataclasses.replace(size, height=_SMALL, width=_SMALL)
+    return _SMALL, _SMALL
+
+
+def _untimed(shape: Shape) -> Shape:
+    """The shape with the same times for all videos of as many frames; they are much longer than real ones."""
+    return tuple(
+        dataclasses.replace(size, numbers=tuple(10_000_000 + n for n in range(len(size.numbers))), fps=1.0)
+        if isinstance(size, ClipShape)
+        else size
+        for size in shape
+    )
