@@ -7,10 +7,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("WANDB_API_KEY", None)
 
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hydra
@@ -73,6 +74,38 @@ def only_run(folder: Path) -> Path:
     runs = [Path(parent) for parent, _, files in os.walk(folder) if "run.json" in files]
     assert len(runs) == 1, runs
     return runs[0]
+
+
+class Disk:
+    """A file system in memory, of a size that can be changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def mount(self, size: str, *options: str) -> None:
+        """Mount it, or change its size or its options."""
+        remount = ["remount"] if self.folder.is_mount() else []
+        chosen = ",".join([*remount, f"size={size}", *options])
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", chosen, "tmpfs", self.folder], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here (it takes root): {done.stderr.strip()}")
+
+    def fill(self) -> None:
+        """Leave no byte of it."""
+        with (self.folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"\0" * 4096):
+                pass
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    yield Disk(folder)
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session")

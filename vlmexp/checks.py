@@ -318,7 +318,8 @@ def _check_open_leaves(config: Config) -> None:
     for name in ("fsdp", "deepspeed"):
         if config.train.get(name):
             raise UserError(
-                f"train.{name}={config.train[name]}: weights are not sharded here, each process holds the whole model. "
+                f"train.{name}={config.train[name]}: weights are not sharded here, each process holds the whole model "
+                "(accelerate shards on GPUs only, where this has not been run). "
                 "Leave it out; for less memory choose train=low_memory or peft.quantization."
             )
     for name, value in config.evaluation.generation.items():

@@ -145,6 +145,14 @@ def inherit_from_run(arguments: list[str]) -> list[str]:
     return [*flags, *inherited, *(f"run={_quoted(directory)}" if key_of(text) == "run" else text for text in given)]
 
 
+def output_folder(arguments: list[str]) -> Path:
+    """Where the command's runs go, as far as its arguments tell."""
+    named = {key_of(text): text.partition("=")[2].strip("'\"") for text in arguments}
+    sweeps = "-m" in arguments or "--multirun" in arguments
+    folder, root = ("hydra.sweep.dir", "multirun") if sweeps else ("hydra.run.dir", "outputs")
+    return Path(named.get("sweep") or named.get(folder) or named.get(f"paths.{root}") or root)
+
+
 def command_of(arguments: list[str], commands: Iterable[str]) -> str | None:
     """The command that `stage=` names, if it names one and no stage."""
     named = {key_of(override): override.partition("=")[2] for override in overrides(arguments)}

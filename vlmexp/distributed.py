@@ -10,6 +10,8 @@ import datetime
 import os
 from typing import Any
 
+from vlmexp.errors import UserError
+
 _TIMEOUT = datetime.timedelta(hours=6)  # others wait that long while rank 0 prepares, merges or saves
 _control: Any = None  # a gloo group: agreeing costs no synchronisation with the GPU
 
@@ -22,6 +24,20 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes the job has."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def refuse_sharding() -> None:
+    """Raise a UserError if `accelerate launch` was told to shard weights.
+
+    On CPUs accelerate leaves it out without a word; on GPUs nothing here would gather the shards to save and to merge.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise UserError(
+                f"accelerate launch: ACCELERATE_USE_{name}=true asks for sharded weights, and here each process holds "
+                f"the whole model. Launch without --use_{name.lower()} and without a configuration file that sets it; "
+                "for less memory choose train=low_memory or peft=qlora."
+            )
 
 
 def start() -> None:

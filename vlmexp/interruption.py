@@ -79,6 +79,25 @@ class Interruption:
                 raise Preempted(number)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A Ctrl-C within the block takes effect at its end, and programs that the block starts never see one.
+
+    They would: a terminal sends it to all that it runs. Programs inherit that it is ignored; here it is blocked too,
+    and what is blocked waits until somebody asks.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        came = signal.sigtimedwait({signal.SIGINT}, 0)
+        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if came is not None:
+            raise KeyboardInterrupt
+
+
 def back_to_the_queue(number: int) -> None:
     """If this job came from submitit and its queue has not decided by itself, have it run again; does not return then.
 

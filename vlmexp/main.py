@@ -30,6 +30,7 @@ from vlmexp.errors import UserError, unknown
 from vlmexp.evaluation.score import find_metric
 from vlmexp.interruption import Preempted, back_to_the_queue
 from vlmexp.runs import Run
+from vlmexp.storage import StorageError, storage_error
 
 Stage = Callable[[Config, Run], dict[str, Any]]
 
@@ -106,7 +107,7 @@ def job(composed: DictConfig) -> float | None:
     except Exception as error:
         if hydra_config.mode == RunMode.MULTIRUN or os.environ.get("VLMEXP_TRACEBACK"):
             raise
-        stop(error, directory)
+        stop(storage_error(error, directory) or error, directory)
     metric = result.get("metric")
     return float(metric) if metric is not None else None
 
@@ -127,6 +128,7 @@ def check(composed: DictConfig) -> Config:
     config = checked(composed)
     if config.stage in READING:
         return config
+    distributed.refuse_sharding()
     if config.stage not in STAGES:
         find_stage(config.stage)
     find_source(config.dataset.source, config.dataset.options)
@@ -170,7 +172,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("VLMEXP_TRACEBACK"):
             raise
-        stop(error)
+        stop(storage_error(error, command_line.output_folder(sys.argv[1:])) or error)
 
 
 def stop(error: Exception, directory: Path | None = None) -> NoReturn:
@@ -178,6 +180,8 @@ def stop(error: Exception, directory: Path | None = None) -> NoReturn:
     code = 2
     if isinstance(error, UserError):
         code, text = error.exit_code, str(error)
+        if isinstance(error, StorageError) and directory and (directory / "run.json").exists():
+            text += f" Then continue with run={directory}"
     elif isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         text = command_line.explain(error)
     else:

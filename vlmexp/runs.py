@@ -34,8 +34,10 @@ from vlmexp.config import Config
 from vlmexp.errors import UserError
 from vlmexp.files import digest, read_json, read_jsonl, write_json, write_text
 from vlmexp.interruption import Interruption, Preempted
+from vlmexp.storage import storage_error
 
 HEARTBEAT_S = 30.0
+_RESERVE = 2**16  # bytes
 LOST_AFTER_S = 10 * HEARTBEAT_S  # a run that says it is running and has been silent for so long has no process any more
 # Each does what the ones before it do, or builds on it: the outcome of a run is that of the furthest it was used for.
 STAGE_ORDER = ("preview", "download", "eval_base", "train", "export", "eval_finetuned", "pipeline")
@@ -147,7 +149,8 @@ class Run:
             directory.mkdir(parents=True, exist_ok=True)
             lock = _lock(directory) if is_main else None
         except OSError as error:
-            raise UserError(f"The run directory {directory} cannot be written: {error.strerror}.") from None
+            other = UserError(f"The run directory {directory} cannot be written: {error.strerror}.")
+            raise storage_error(error, directory) or other from None
         refuse_other_config(directory, values)
         path = directory / "run.json"
         record = read_json(path) if path.exists() else _new_record(directory, values, is_main)
@@ -164,6 +167,7 @@ class Run:
             run = cls(directory, record, is_main, interruption, decides)
             if is_main:
                 write_text(directory / "config.resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+                run.path(".reserve").write_bytes(b"\0" * _RESERVE)
             run.update()
             stop = threading.Event()
             beat = threading.Thread(target=run._beat, args=(stop,), daemon=True)
@@ -174,8 +178,13 @@ class Run:
                 run._finish("preempted")
                 raise
             except BaseException as error:
+                on_disk = storage_error(error, directory)
+                told = on_disk or error
+                run._release_reserve()
                 log.debug("".join(traceback.format_exception(error)))
-                run._finish("failed", error=provenance.redacted(f"{type(error).__name__}: {error}"))
+                run._finish("failed", error=provenance.redacted(f"{type(told).__name__}: {told}"))
+                if on_disk is not None:
+                    raise on_disk from error
                 raise
             else:
                 run._finish("done")
@@ -242,7 +251,14 @@ class Run:
             with contextlib.suppress(OSError):  # a full disk must not end the run from a side thread
                 self.update()
 
+    def _release_reserve(self) -> None:
+        """Free what was set aside, so that a full disk still takes the end of the log and how the run ended."""
+        if self.is_main:
+            with contextlib.suppress(OSError):
+                self.path(".reserve").unlink(missing_ok=True)
+
     def _finish(self, status: str, **values: Any) -> None:
+        self._release_reserve()
         attempts = [*self.record["attempts"][:-1], self.record["attempts"][-1] | {"ended": now(), "status": status}]
         outcome = {"status": status, **values} if self.decides else {}
         with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
@@ -295,13 +311,31 @@ def _lock(directory: Path) -> IO[str]:
     return file
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may fill up: that ends no run, and is said once instead of a traceback for each record."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(f"vlmexp: {self.baseFilename} cannot be written any more: {error.strerror}.", file=sys.stderr)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written before cannot be written now
+            super().close()
+
+
 @contextlib.contextmanager
 def _log_to(path: Path, to_terminal: bool) -> Iterator[None]:
     """Send all log records to a file, and those from INFO on of vlmexp (WARNING of others) to the terminal.
 
     Without `to_terminal` nothing that the block prints gets there either.
     """
-    to_file = logging.FileHandler(path, delay=True)
+    to_file = _LogFile(path, delay=True)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logging.Formatter("%(message)s"))

@@ -54,25 +54,30 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         from vlmexp.launch.snapshot import take_snapshot
         from vlmexp.launch.sweep import Plan, Sweep
         from vlmexp.main import CONFIG_DIR
+        from vlmexp.storage import writing
 
         setup_globals()
         sweep = Sweep(Path(str(self.config.hydra.sweep.dir)))
         self._check(job_overrides)
-        points = sweep.add(job_overrides)
         given, hydra_overrides = self._search_path()
         folders = [Path(text.removeprefix("file://")).absolute() for text in given if text.startswith("file://")]
-        snapshot = take_snapshot(sweep.directory / "code", CONFIG_DIR, folders)
+        with writing(sweep.directory, "or choose another place with hydra.sweep.dir"):
+            snapshot = take_snapshot(sweep.directory / "code", CONFIG_DIR, folders)
         copies = (f"file://{snapshot}/searchpath-{number}" for number in range(len(folders)))
         if given:
             searched = [next(copies) if text.startswith("file://") else text for text in given]
             hydra_overrides.append(f"hydra.searchpath=[{','.join(searched)}]")
         plan = Plan(self.kind, self.params, str(snapshot.relative_to(sweep.directory)), hydra_overrides)
-        sweep.plan = plan
-        todo = [s.point for s in current(sweep, points) if s.status not in ("done", "pending", "running")]
+        with writing(sweep.directory, "or choose another place with hydra.sweep.dir"):
+            sweep.plan = plan
+            points = sweep.add(job_overrides)  # last: what has points can be resumed
+        standings = current(sweep, points)
+        queued = [s.point for s in standings if s.status in ("pending", "running")]
+        todo = [s.point for s in standings if s.status != "done" and s.point not in queued]
         print(f"{sweep.directory}: {len(todo)} of {len(points)} points to run", flush=True)
         failure = None
-        if todo:
-            ended = run_points(sweep, todo, plan)
+        if todo or queued:
+            ended = run_points(sweep, todo, plan, queued)
             if not self.params["wait"]:
                 return []
             try:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, cli_environment, only_run
 from vlmexp.files import read_json, read_jsonl
-from vlmexp.interruption import Interruption, Preempted
+from vlmexp.interruption import Interruption, Preempted, uninterrupted
 from vlmexp.runs import Run
 
 TRAINING = [
@@ -50,6 +50,25 @@ def test_a_forked_worker_dies_of_sigterm_and_does_not_mind_the_other_signal():
                 os._exit(7)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == ending
         assert interruption.signal is None
+
+
+def test_ctrl_c_is_held_off_and_not_seen_by_programs():
+    """Such as sbatch, which takes back that it is blocked; then it is ignored."""
+    unblock = "import os, signal; signal.pthread_sigmask(signal.SIG_UNBLOCK, {2}); os.kill(os.getpid(), 2); print('on')"
+    seen = []
+
+    def submit() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            seen.append(subprocess.run([sys.executable, "-c", unblock], capture_output=True, text=True).stdout)
+
+    with pytest.raises(KeyboardInterrupt):
+        submit()
+    assert seen == ["on\n"]
+    with uninterrupted():
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_the_run_says_preempted_and_no_further_stage_begins(compose, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from vlmexp.errors import UserError
 from vlmexp.files import read_jsonl, write_json
+from vlmexp.launch.commands import table
 from vlmexp.launch.sweep import Sweep
 
 NOW = "2999-01-01T00:00:00+00:00"  # fresh, however long the tests take
@@ -49,6 +50,17 @@ def test_without_a_queue_the_last_sign_of_life_decides(sweep, heartbeat, status)
     sweep.note_jobs({0: "7_0", 1: "7_1"})
     write_json(sweep.directory / "0" / "run.json", {"status": "running", "heartbeat": heartbeat})
     assert [standing.status for standing in sweep.standings(None)] == [status, "pending"]
+
+
+def test_a_job_whose_run_says_nothing_is_told_apart(sweep):
+    sweep.note_jobs({0: "7_0", 1: "7_1"})
+    for point, heartbeat in ((0, NOW), (1, LONG_AGO)):
+        write_json(sweep.directory / str(point) / "run.json", {"status": "running", "heartbeat": heartbeat})
+    standings = sweep.standings({"7_0": "RUNNING", "7_1": "RUNNING"})
+    assert [standing.status for standing in standings] == ["running", "running"]
+    assert standings[0].silent_s is None
+    assert standings[1].silent_s > 86400
+    assert ["silent" in cell for cell in table(sweep, standings).columns[1].cells] == [False, True]
 
 
 def test_progress(sweep):

@@ -36,6 +36,15 @@ def test_the_pipeline_on_two_ranks(cli, tmp_path, data_dir):
     assert len(read_jsonl(run / "evaluation" / "finetuned_vlm_model_predictions.jsonl")) == 50
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_weights_are_not_sharded_behind_our_back(cli, tmp_path, name):
+    """As `accelerate launch --use_fsdp` and `--use_deepspeed` ask for it."""
+    done = cli("peft.r=2", **{f"ACCELERATE_USE_{name}": "true"})
+    assert done.returncode == 2
+    assert f"ACCELERATE_USE_{name}=true asks for sharded weights" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_a_sweep_is_for_a_launcher(cli):
     done = cli("-m", "peft.r=2,4", RANK="0", WORLD_SIZE="2")
     assert done.returncode == 2

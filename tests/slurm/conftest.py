@@ -23,7 +23,8 @@ LAUNCHER = [
 ]  # fmt: skip
 TRAINING = [
     "stage=train", "threads=1", "train.per_device_train_batch_size=8", "train.gradient_accumulation_steps=1",
-    "train.logging_steps=1", "train.eval_strategy=no", "dataset.max_examples={train: 640, validation: 8, test: 8}",
+    "train.logging_steps=1", "train.eval_strategy=no", "export.parity_examples=0", "train.memory_preflight=false",
+    "dataset.max_examples={train: 640, validation: 8, test: 8}",
 ]  # fmt: skip
 
 
@@ -49,6 +50,21 @@ def python_of(job: str, rank: int = 0) -> int:
     raise AssertionError(f"no process of job {job}")
 
 
+def processes_of(slurm: Cluster, job: str) -> list[int]:
+    """Process ids, as this machine counts, of a job's slurmstepd and of everything below them."""
+    number = slurm.run("squeue", "-h", "-j", job, "-o", "%A").strip()
+    parents: dict[int, int] = {}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if (folder / "cmdline").read_bytes().startswith(f"slurmstepd: [{number}.".encode()):
+                found.append(int(folder.name))
+    for pid in found:  # grows on the way
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Cluster]:
     """A SLURM of two nodes with two CPUs each."""
@@ -63,12 +79,14 @@ def submit(slurm: Cluster, tmp_path: Path, data_dir: Path) -> Iterator[Submit]:
     """Start `python -m vlmexp ...` where SLURM is; in the end no client runs and the queue is empty."""
     clients: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, code: Path = ROOT) -> subprocess.Popen[str]:
-        environment = cli_environment(data_dir) | slurm.environment
+    def start(*arguments: str, code: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
+        environment = cli_environment(data_dir) | slurm.environment | variables
         environment["PYTHONPATH"] = os.pathsep.join([str(code), str(tmp_path), environment["PYTHONPATH"]])
         client = subprocess.Popen(
             [sys.executable, "-m", "vlmexp", *arguments],
             cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )  # fmt: skip
         clients.append(client)
         return client

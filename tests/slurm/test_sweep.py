@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster, wait_until
-from tests.slurm.conftest import LAUNCHER, TRAINING, Submit, last_step, python_of, records
+from tests.slurm.conftest import LAUNCHER, TRAINING, Submit, last_step, processes_of, python_of, records
 from vlmexp.files import read_jsonl
 from vlmexp.launch.sweep import Sweep
 
@@ -58,17 +58,17 @@ def test_a_sweep_with_a_failing_point(submit: Submit, slurm: Cluster, tmp_path: 
 
 
 def test_every_kind_of_end(submit: Submit, slurm: Cluster, tmp_path: Path):
-    """Preempted, requeued, out of time, killed or left alone: the same weights, bit for bit."""
+    """Preempted, requeued, out of time, killed, gone with its slurmstepd, left alone: the same weights, bit for bit."""
     sweep = tmp_path / "sweep"
-    names = ["preempted", "requeued", "timed", "killed", "calm"]
+    names = ["preempted", "requeued", "timed", "killed", "gone", "calm"]
     client = submit(
-        "-m", *TRAINING, f"tracking.name={','.join(names)}", "train.max_steps=40", "train.save_steps=10",
+        "-m", *TRAINING, f"tracking.name={','.join(names)}", "train.max_steps=30", "train.save_steps=5",
         "peft.lora_dropout=0.1", *LAUNCHER, "hydra.launcher.cpus_per_task=2", "hydra.launcher.signal_delay_s=40",
     )  # fmt: skip
-    runs = dict(zip(names, (sweep / str(number) for number in range(5)), strict=True))
+    runs = dict(zip(names, (sweep / str(number) for number in range(6)), strict=True))
 
-    def trains(name: str) -> None:
-        wait_until(lambda: last_step(runs[name]) >= 3, f"{name} trains")
+    def trains(name: str, step: int = 3) -> None:
+        wait_until(lambda: last_step(runs[name]) >= step, f"{name} trains")
 
     wait_until(lambda: (sweep / "jobs.jsonl").exists(), "the points are submitted")
     jobs = dict(zip(names, Sweep(sweep).jobs.values(), strict=True))
@@ -83,25 +83,30 @@ def test_every_kind_of_end(submit: Submit, slurm: Cluster, tmp_path: Path):
     slurm.run("scontrol", "update", f"JobId={jobs['timed']}", "TimeLimit=1")
     trains("killed")
     os.kill(python_of(jobs["killed"]), signal.SIGKILL)
+    trains("gone", step=7)
+    for pid in processes_of(slurm, jobs["gone"]):
+        os.kill(pid, signal.SIGKILL)
+    slurm.run("scontrol", "reconfigure")  # the nodes tell what they run; else they do so every few minutes
     wait_until(lambda: records(sweep)[2]["status"] == "preempted", "the time limit was announced")
     slurm.run("scontrol", "update", f"JobId={jobs['timed']}", "TimeLimit=60")
 
     said, errors = client.communicate()
     assert client.returncode == 1, errors
-    assert "1 of 5 points did not reach their end" in errors
+    assert "1 of 6 points did not reach their end" in errors
     assert "point 3 lost: tracking.name=killed" in errors
     assert slurm.state(jobs["killed"]) == "FAILED"
-    assert slurm.state(jobs["preempted"]) == slurm.state(jobs["timed"]) == "COMPLETED"
+    assert {slurm.state(jobs[name]) for name in ("preempted", "timed", "gone")} == {"COMPLETED"}
     again = submit("stage=resume", f"sweep={sweep}")
     said, errors = again.communicate()
     assert again.returncode == 0, errors
-    assert "1 of 5 points to run (4 done)" in said
+    assert "1 of 6 points to run (5 done)" in said
 
     ends = [[attempt.get("status") for attempt in record["attempts"]] for _, record in sorted(records(sweep).items())]
-    assert ends == [["preempted", "done"], ["preempted", "done"], ["preempted", "done"], [None, "done"], ["done"]]
+    told, untold = ["preempted", "done"], [None, "done"]
+    assert ends == [told, told, told, untold, untold, ["done"]]
     resumed = [record["stages"]["train"]["resumed_from"] for _, record in sorted(records(sweep).items())]
     assert all(resumed[:3])
-    assert resumed[4] is None
+    assert resumed[4:] == ["checkpoint-5", None]
     for name in names:
         for file in ("model/adapter_model.safetensors", "deployment_model/model.safetensors"):
             assert (runs[name] / file).read_bytes() == (runs["calm"] / file).read_bytes(), (name, file)

@@ -12,7 +12,7 @@ import torch
 from vlmexp.errors import UserError
 from vlmexp.evaluation.stage import eval_finetuned
 from vlmexp.evaluation.trained import find_training_run
-from vlmexp.files import read_json, read_jsonl
+from vlmexp.files import read_json, read_jsonl, write_json
 from vlmexp.runs import Run
 from vlmexp.training.checkpoints import newest_complete
 from vlmexp.training.stage import train
@@ -195,3 +195,20 @@ def test_unfinished_checkpoints_are_not_taken(tmp_path):
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-4"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     assert newest_complete(tmp_path / "nothing") is None
+
+
+def test_a_resume_without_the_optimizers_state_is_recorded(small, tmp_path):
+    """save_only_model leaves optimizer, schedule and random numbers out."""
+    config = small("train.save_only_model=true", "train.max_steps=4", "train.save_steps=2", "export.parity_examples=0")
+    record = run_training(config, tmp_path / "run")
+    assert not [text for text in record["fallbacks"] if "begins anew" in text]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-4")
+    for name in ("train", "export"):
+        del record["stages"][name]
+    write_json(tmp_path / "run" / "run.json", record)
+    record = run_training(config, tmp_path / "run")
+    assert record["stages"]["train"]["resumed_from"] == "checkpoint-2"
+    assert [text for text in record["fallbacks"] if "begins anew" in text] == [
+        "checkpoint-2 holds no state of the optimizer, the learning rate schedule, the random numbers: that begins "
+        "anew, and the result is not that of an undisturbed training."
+    ]

@@ -31,6 +31,7 @@ from vlmexp.data.splits import SPLITS, carve, resolved_splits, split_rule
 from vlmexp.data.verify import Verified, content, state, verify
 from vlmexp.errors import UserError
 from vlmexp.files import digest, file_digest, new_folder, read_json, read_jsonl, write_json, write_jsonl
+from vlmexp.storage import writing
 
 _FORMAT = 2  # raise it when the same request would be prepared in another way
 log = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def _make(folder: Path, rows_of: Source, options: Mapping[str, Any], request: Ma
     wanted = resolved_splits(available, request["splits"])
     fractions = {split: request[f"{split}_fraction"] for split in ("validation", "test")}
     missing = {split: fraction for split, fraction in fractions.items() if wanted[split] is None}
-    with new_folder(folder) as temporary:
+    with writing(folder, "or set paths.data or VLMEXP_DATA to another place"), new_folder(folder) as temporary:
         reading = Reading(request["name"], columns, request["required"], MediaStore(temporary))
         read = {split: reading.rows(available[theirs], split) for split, theirs in wanted.items() if theirs is not None}
         files = verify(reading.store.kinds, temporary, f"check media of {request['name']}")

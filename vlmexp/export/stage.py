@@ -29,6 +29,7 @@ from vlmexp.models.export import (
     load_stored_processor,
     loading,
     stored_source,
+    weight_bytes,
     with_auto_classes,
 )
 from vlmexp.models.hub import check_access, push
@@ -37,6 +38,7 @@ from vlmexp.models.parity import MERGE_TOLERANCES, QUANTIZED_TOLERANCE, STORED_T
 from vlmexp.parts import adapter_config, build_collator, model_source, set_threads
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
+from vlmexp.storage import size, writing
 
 PARITY_BATCH = 4  # the usual eight prompts are two batches, each with padding of its own
 PARITY_TOKENS = 16  # at most, for each answer
@@ -120,7 +122,9 @@ def _export(config: Config, run: Run) -> None:
     end_answers_with(model, collator.end_id)
     tied = tied_embeddings(model)
     with new_folder(run.path("deployment_model")) as folder:
-        backend = writer(model, processor, folder)
+        takes = f"the merged model takes about {size(weight_bytes(model.parameters()))}"
+        with writing(run.path("deployment_model"), needs=takes):
+            backend = writer(model, processor, folder)
         del model
         _free_memory()
         stored = stored_source(folder, source)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from vlmexp.errors import UserError
+from vlmexp.interruption import uninterrupted
 from vlmexp.launch.point import RunPoint
 from vlmexp.launch.queues import Queue, queue_of
 from vlmexp.launch.sweep import Plan, Point, Standing, Sweep
@@ -26,11 +27,12 @@ def current(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Standin
     return sweep.standings(queue.states(jobs) if jobs else {}, points)
 
 
-def run_points(sweep: Sweep, points: Sequence[Point], plan: Plan) -> list[Standing]:
+def run_points(sweep: Sweep, points: Sequence[Point], plan: Plan, queued: Sequence[Point] = ()) -> list[Standing]:
     """Submit points and, with `wait`, stay until all of them have ended.
 
     Args:
         points: none of them is in the queue.
+        queued: others, which are: those of a client that is gone.
 
     Returns:
         how the points stand at the end; nothing without `wait`.
@@ -39,13 +41,13 @@ def run_points(sweep: Sweep, points: Sequence[Point], plan: Plan) -> list[Standi
         UserError: the queue refuses them.
     """
     queue, settings = _queue(sweep, plan), plan.settings
-    todo = list(points)
+    todo, jobs = list(points), sweep.jobs
     if not settings["wait"] and queue.parallel is not None and len(todo) > queue.parallel:
         raise UserError(
             f"hydra.launcher.wait=false: {len(todo)} points are to run {queue.parallel} at a time, for which the "
             "client of a local sweep has to stay. Raise hydra.launcher.array_parallelism, or wait."
         )
-    ours: list[str] = []
+    ours = [jobs[point.point] for point in queued if point.point in jobs]
     shown: dict[int, str] = {}
     started, unsettled = time.monotonic(), 0
     try:
@@ -53,13 +55,14 @@ def run_points(sweep: Sweep, points: Sequence[Point], plan: Plan) -> list[Standi
             states = queue.states(ours) if ours else {}
             if states is not None:
                 free = len(todo) if queue.parallel is None else max(0, queue.parallel - len(states))
-                submitted = _submit(sweep, todo[:free], queue, plan)
+                with uninterrupted():  # a job that is submitted is recorded
+                    submitted = _submit(sweep, todo[:free], queue, plan)
+                    ours, todo = [*ours, *submitted], todo[free:]
                 states |= dict.fromkeys(submitted, "PENDING")
-                ours, todo = [*ours, *submitted], todo[free:]
                 if not settings["wait"]:
                     print(_how_to_go_on(sweep, queue, ours))
                     return []
-                standings = sweep.standings(states, [point for point in points if point not in todo])
+                standings = sweep.standings(states, [point for point in (*points, *queued) if point not in todo])
                 at_work = bool(todo) or any(standing.status in ("pending", "running") for standing in standings)
                 unsettled = 0 if at_work else unsettled + any(s.status in ("lost", "preempted") for s in standings)
                 for standing in standings:
@@ -68,11 +71,8 @@ def run_points(sweep: Sweep, points: Sequence[Point], plan: Plan) -> list[Standi
                     return standings
             time.sleep(min(max(0.5, (time.monotonic() - started) / 20), queue.patience_s))
     except KeyboardInterrupt:
-        if settings["cancel_on_interrupt"]:
-            queue.cancel(ours)
-            print(f"\nCancelled. Start again what is not done: python -m vlmexp stage=resume sweep={sweep.directory}")
-        else:
-            print(f"\nThe jobs go on.\n{_how_to_go_on(sweep, queue, ours)}")
+        with uninterrupted():
+            print(f"\n{_interrupted(sweep, queue, ours, todo, settings['cancel_on_interrupt'])}", flush=True)
         raise
 
 
@@ -115,6 +115,21 @@ def _announce(standing: Standing, shown: dict[int, str]) -> None:
         shown[number] = status
         metric = ((standing.record or {}).get("result") or {}).get("metric") if status == "done" else None
         print(f"  point {number:>3}  {status}{'' if metric is None else f'  metric={metric:.6g}'}", flush=True)
+
+
+def _interrupted(sweep: Sweep, queue: Queue, jobs: Sequence[str], todo: Sequence[Point], cancel: bool) -> str:
+    """Cancel the jobs if that was asked for, and say what becomes of every point."""
+    rest = f" Not submitted yet: {len(todo)} of the points; resume does so." if todo else ""
+    if not jobs:
+        return f"No job was submitted. Begin again: python -m vlmexp stage=resume sweep={sweep.directory}"
+    if not cancel:
+        return f"The jobs go on.{rest}\n{_how_to_go_on(sweep, queue, jobs)}"
+    if refusal := queue.cancel(jobs):
+        return f"The jobs could not be cancelled ({refusal}).{rest}\n{_how_to_go_on(sweep, queue, jobs)}"
+    return (
+        f"The jobs are cancelled; a training saves a checkpoint first.{rest}\n"
+        f"  resume  python -m vlmexp stage=resume sweep={sweep.directory}"
+    )
 
 
 def _how_to_go_on(sweep: Sweep, queue: Queue, jobs: Sequence[str]) -> str:

@@ -41,6 +41,7 @@ def status(arguments: list[str]) -> None:
 def resume(arguments: list[str]) -> None:
     """Submit again what is missing, lost or preempted, and with resume.failed=true what failed.
 
+    Then wait for these and for what is in the queue already, as the client does that submitted it.
     Numbers, directories, launcher settings and code are those of the sweep; `hydra.launcher.NAME=VALUE` changes a
     setting, and resume.code=current runs the code as it is now.
     """
@@ -60,7 +61,8 @@ def resume(arguments: list[str]) -> None:
     left = {status: sum(s.status == status for s in standings) for status in ("done", "pending", "running", "failed")}
     counts = ", ".join(f"{count} {name}" for name, count in left.items() if count and name not in wanted)
     print(f"{sweep.directory}: {len(points)} of {len(standings)} points to run{f' ({counts})' if counts else ''}")
-    if not points:
+    queued = [standing.point for standing in standings if standing.status in ("pending", "running")]
+    if not points and not (queued and settings["wait"]):
         return
     code = options.get("resume.code", "same")
     if code not in ("same", "current"):
@@ -70,7 +72,7 @@ def resume(arguments: list[str]) -> None:
 
         snapshot = take_snapshot(sweep.directory / "code", CONFIG_DIR)
         plan = dataclasses.replace(plan, code=str(snapshot.relative_to(sweep.directory)))
-    refuse_failures(sweep, run_points(sweep, points, dataclasses.replace(plan, settings=settings)))
+    refuse_failures(sweep, run_points(sweep, points, dataclasses.replace(plan, settings=settings), queued))
 
 
 def table(sweep: Sweep, standings: Sequence[Standing]) -> Table:
@@ -88,7 +90,7 @@ def table(sweep: Sweep, standings: Sequence[Standing]) -> Table:
         metric = (record.get("result") or {}).get("metric")
         shown.add_row(
             str(standing.point.point),
-            f"[{_STYLES.get(standing.status, 'default')}]{standing.status}[/]",
+            f"[{_STYLES.get(standing.status, 'default')}]{standing.status}[/]{_silence(standing)}",
             standing.job or "",
             running[-1] if running and standing.status != "done" else "",
             f"{standing.step or 0}/{standing.steps}" if standing.steps else "",
@@ -100,6 +102,11 @@ def table(sweep: Sweep, standings: Sequence[Standing]) -> Table:
     counts = {name: sum(s.status == name for s in standings) for name in dict.fromkeys(s.status for s in standings)}
     shown.caption = ", ".join(f"{count} {name}" for name, count in counts.items())
     return shown
+
+
+def _silence(standing: Standing) -> str:
+    """A job that its queue calls running and whose run says nothing: perhaps its node is gone."""
+    return f", silent for {_duration(standing.silent_s)}" if standing.silent_s is not None else ""
 
 
 def _duration(seconds: float | None) -> str:

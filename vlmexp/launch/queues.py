@@ -38,8 +38,8 @@ class Queue(Protocol):
     def states(self, jobs: Sequence[str]) -> dict[str, str] | None:
         """Job -> state of those jobs that have not ended; None if the queue does not answer."""
 
-    def cancel(self, jobs: Sequence[str]) -> None:
-        """End jobs; what they have not saved is lost."""
+    def cancel(self, jobs: Sequence[str]) -> str | None:
+        """Tell jobs to save and to end; returns what the queue has against it, if anything."""
 
     def cancel_command(self, jobs: Sequence[str]) -> str:
         """What a user types for that."""
@@ -101,8 +101,16 @@ class SlurmQueue:
         found = dict(line.split("|") for line in asked.stdout.split())
         return {job: found[job] for job in jobs if job in found}
 
-    def cancel(self, jobs: Sequence[str]) -> None:
-        subprocess.run(["scancel", *jobs], capture_output=True, timeout=60, check=False)
+    def cancel(self, jobs: Sequence[str]) -> str | None:
+        states = self.states(jobs)
+        there = list(jobs if states is None else states)
+        if not there:
+            return None
+        try:
+            told = subprocess.run(["scancel", *there], capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        return " ".join(told.stderr.split()) if told.returncode else None
 
     def cancel_command(self, jobs: Sequence[str]) -> str:
         return f"scancel {' '.join(sorted({job.partition('_')[0] for job in jobs}))}"
@@ -135,10 +143,11 @@ class LocalQueue:
     def states(self, jobs: Sequence[str]) -> dict[str, str] | None:
         return {job: "RUNNING" for job in jobs if self._is_alive(job)}
 
-    def cancel(self, jobs: Sequence[str]) -> None:
+    def cancel(self, jobs: Sequence[str]) -> str | None:
         for job in jobs:
             if self._is_alive(job):
                 os.kill(int(job), signal.SIGTERM)  # submitit's controller passes it on
+        return None
 
     def cancel_command(self, jobs: Sequence[str]) -> str:
         return f"kill {' '.join(jobs)}"
@@ -169,11 +178,10 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _detached(log: Path) -> Iterator[None]:
-    """What the block starts outlives the client: it ignores Ctrl-C, and holds neither its terminal nor a pipe to it."""
+    """What the block starts outlives the client: it holds neither its terminal nor a pipe to it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     kept = [os.dup(number) for number in (1, 2)]
     try:
         with log.open("ab") as file:
@@ -184,4 +192,3 @@ def _detached(log: Path) -> Iterator[None]:
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)
             os.close(copy)
-        signal.signal(signal.SIGINT, before)

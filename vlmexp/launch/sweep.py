@@ -68,6 +68,7 @@ class Standing:
     steps: int | None = None
     loss: float | None = None
     remaining_s: float | None = None
+    silent_s: float | None = None  # since its last sign of life, if that is too long for a run that goes on
 
 
 class Sweep:
@@ -172,7 +173,9 @@ class Sweep:
             status = "missing"
         else:
             status = "pending" if states is None else "lost"
-        return Standing(point, status, job, record, *_progress(directory, record or {}))
+        silent = _age_s(record["heartbeat"]) if record and status == written == "running" else 0.0
+        progress = _progress(directory, record or {})
+        return Standing(point, status, job, record, *progress, silent if silent > LOST_AFTER_S else None)
 
     def logs(self, job: str) -> list[Path]:
         """What a job's processes printed: one file a rank for each of stdout and stderr."""

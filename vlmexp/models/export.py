@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from transformers import (
     AutoConfig,
@@ -20,6 +21,7 @@ from transformers import (
 from vlmexp.errors import UserError
 from vlmexp.files import new_folder, read_json, write_json
 from vlmexp.models.load import EMBEDDED, ModelSource, Note, load_processor
+from vlmexp.storage import writing
 
 AUTO_MODEL = "AutoModelForImageTextToText"
 
@@ -36,7 +38,7 @@ def save_adapter(
     Args:
         base: what adapter_config.json calls the base model, in the place of the path that it was loaded from.
     """
-    with new_folder(folder) as temporary:
+    with writing(folder), new_folder(folder) as temporary:
         model.save_pretrained(str(temporary))
         processor.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -68,6 +70,11 @@ def find_writer(*names: str | None) -> Writer:
             "vlmexp.models.export.write_pretrained."
         ) from None
     return writer  # type: ignore[no-any-return]
+
+
+def weight_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Size of tensors as they are in memory, which is that of their file."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def end_answers_with(model: PreTrainedModel, end_id: int | None) -> None:

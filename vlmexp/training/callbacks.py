@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import signal
 import time
@@ -14,6 +15,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from vlmexp import distributed
 from vlmexp.interruption import Preempted
 from vlmexp.runs import Run, now
+from vlmexp.storage import size
+from vlmexp.training.room import check_room
+
+log = logging.getLogger(__name__)
 
 
 class StopWhenTold(TrainerCallback):
@@ -83,6 +88,32 @@ class MetricsFile(TrainerCallback):
         else:
             return
         self.run.log_metrics(line)
+
+
+class RoomOnDisk(TrainerCallback):
+    """Compares what the training will write with what is free, before its first step."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        if not self.run.is_main or model is None:
+            return
+        room = check_room(self.run.path("checkpoints"), model, args, state)
+        self.run.update(disk=room)
+        if room["free"] is not None and room["free"] < room["needed"]:
+            log.warning(
+                "%s has %s free, and this training writes about %s (a checkpoint takes %s, and the merged model comes "
+                "last). Make room while it runs, or lower train.save_total_limit.",
+                self.run.directory, size(room["free"]), size(room["needed"]), size(room["checkpoint"]),
+            )  # fmt: skip
 
 
 class ProgressBar(TrainerCallback):

@@ -19,7 +19,7 @@ def newest_complete(folder: Path) -> Path | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     newest = None
     for path in found:
-        if _is_complete(path):
+        if is_complete(path):
             newest = newest or path
         else:
             log.warning("%s was not written to its end: removing it.", path)
@@ -33,7 +33,19 @@ def is_last(checkpoint: Path) -> bool:
     return bool(state["global_step"] >= state["max_steps"])
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def missing_state(checkpoint: Path, ranks: int) -> list[str]:
+    """What an exact resume needs and a checkpoint does not hold: one of `train.save_only_model`, or of other ranks."""
+    rng_files = ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
+    needed = {
+        "the optimizer": ["optimizer.pt"],
+        "the learning rate schedule": ["scheduler.pt"],
+        "the random numbers": rng_files,
+    }
+    return [what for what, names in needed.items() if not all((checkpoint / name).exists() for name in names)]
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the checkpoint was written to its end."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -36,8 +36,8 @@ from vlmexp.report import print_paths
 from vlmexp.runs import Run
 from vlmexp.tracking import tracked
 from vlmexp.training.audit import GradientAudit
-from vlmexp.training.callbacks import MetricsFile, ProgressBar, StopWhenTold, peak_memory_gib
-from vlmexp.training.checkpoints import is_last, newest_complete
+from vlmexp.training.callbacks import MetricsFile, ProgressBar, RoomOnDisk, StopWhenTold, peak_memory_gib
+from vlmexp.training.checkpoints import is_last, missing_state, newest_complete
 from vlmexp.training.learning_rates import require_parts
 from vlmexp.training.preflight import MemoryPreflight
 from vlmexp.training.sampling import EpochSampler, Order, by_length, by_media, shuffled
@@ -94,6 +94,11 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     if checkpoint and is_last(checkpoint):
         trainer.restore_finished(checkpoint)
     else:
+        if checkpoint and (missing := missing_state(checkpoint, distributed.world_size())):
+            run.note_fallback(
+                f"{checkpoint.name} holds no state of {', '.join(missing)}: that begins anew, and the result is not "
+                "that of an undisturbed training."
+            )
         with run.interruption.deferred():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -176,7 +181,7 @@ def build_trainer(
         train_sampler=sampler,
         learning_rates=part_learning_rates(config),
         part_of=part_of,
-        callbacks=[StopWhenTold(run)],
+        callbacks=[StopWhenTold(run), RoomOnDisk(run)],
     )
     extras = train_extras(config)
     if extras.memory_preflight:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vlmexp.collator.sharing import BRANCHES, branch_inputs
 from vlmexp.data.example import Example
 from vlmexp.errors import UserError
 from vlmexp.models.modules import DEFAULT_PATTERNS
+from vlmexp.storage import StorageError, size, writing
+from vlmexp.training.checkpoints import is_complete
 from vlmexp.training.learning_rates import part_rates, split_groups
+from vlmexp.training.room import checkpoint_bytes
 
 
 class VlmTrainer(Trainer):
@@ -95,6 +100,22 @@ class VlmTrainer(Trainer):
             self._load_best_model()
         else:
             self._load_from_checkpoint(str(checkpoint))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As the Trainer does; what a full disk has cut short is removed at once, which makes room for the rest.
+
+        Raises:
+            StorageError: the checkpoint cannot be written. The complete ones of before are untouched.
+        """
+        owner: Any = self.model
+        folder = Path(str(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        try:
+            with writing(folder, needs=f"a checkpoint takes about {size(checkpoint_bytes(owner, self.args))}"):
+                super()._save_checkpoint(model, trial)
+        except StorageError:
+            if not is_complete(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if isinstance(self.model, PeftModel):
