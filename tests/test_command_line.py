@@ -31,6 +31,8 @@ MISTAKES = {
     "train.per_device_train_batch_size=0": ["per_device_train_batch_size=0", "at least 1"],
     "train.gradient_audit=wran": ["'wran'", "did you mean 'warn'?"],
     "train.memory_preflight=maybe": ["train.memory_preflight", "'maybe'"],
+    "train.metric_for_best_model=vqa_acc": ["'vqa_acc'", "did you mean 'vqa_accuracy'?", "loss"],
+    "train.early_stopping_patience=0": ["train.early_stopping_patience=0", "at least 1"],
     "train.vision_learning_rate=0": ["train.vision_learning_rate=0", "peft.train_parts"],
     "peft.r=0": ["peft.r=0", "at least 1"],
     "peft.lora_dropout=1.5": ["peft.lora_dropout=1.5", "less than 1"],

@@ -6,8 +6,11 @@ Keys of the open groups are checked against the installed classes, without impor
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +24,7 @@ from vlmexp.config import (
     Config,
     Evaluation,
     PeftExtras,
+    Tracking,
     TrainExtras,
     explain,
     library_options,
@@ -116,6 +120,7 @@ def checked(composed: DictConfig) -> Config:
     _check_compare(config.compare)
     _check_evaluation(config.evaluation)
     _check_media(config)
+    _check_tracking(config.tracking)
     _check_open_leaves(config)
     return config
 
@@ -170,6 +175,7 @@ def _check_numbers(config: Config) -> None:
         ("preview.rows", config.preview.rows, 1),
         ("threads", config.threads, 1),
         ("seed", config.seed, 0),
+        ("tracking.predictions", config.tracking.predictions, 0),
         *((f"dataset.max_examples.{name}", number, 1) for name, number in config.dataset.max_examples.items()),
     ):
         if number is not None and number < least:
@@ -306,6 +312,23 @@ def _check_evaluation(evaluation: Evaluation) -> None:
         raise UserError(f"evaluation.choices={evaluation.choices} must be at least two different answers.")
 
 
+def _check_tracking(tracking: Tracking) -> None:
+    """A tracker that is not there, or that would ask for a key in the middle of a run."""
+    if tracking.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("tracking=tensorboard needs a package: pip install 'vlmexp[tensorboard]'.")
+    if tracking.report_to == "wandb" and tracking.mode == "online" and not _has_wandb_login():
+        raise UserError(
+            "tracking.mode=online needs an account: set WANDB_API_KEY (in the environment or .env), call "
+            "`wandb login` once, or leave tracking.mode out to track offline."
+        )
+
+
+def _has_wandb_login() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    return Path(os.environ.get("NETRC", "~/.netrc")).expanduser().is_file()  # where `wandb login` writes
+
+
 def _check_open_leaves(config: Config) -> None:
     for name, instead in RESERVED_TRAIN.items():
         if name in config.train:
@@ -341,6 +364,7 @@ def _check_open_leaves(config: Config) -> None:
                 f"train.{name}_learning_rate={rate}: train.optim={config.train['optim']} groups the weights itself and "
                 "takes one learning rate for all; choose another optimizer, such as adamw_torch."
             )
+    _check_evaluations(config)
     for name, least in LEAST_TRAIN.items():
         value = config.train.get(name)
         if value is not None and value < least:
@@ -369,6 +393,26 @@ def _check_open_leaves(config: Config) -> None:
     elif options or adapter.quantization:
         extra = ", ".join(sorted(options) or ["quantization"])
         raise UserError(f"peft.{extra}: peft=none trains all weights and has no such option; choose peft=lora.")
+
+
+def _check_evaluations(config: Config) -> None:
+    """What needs evaluations during training."""
+    ours = train_extras(config)
+    for name, number, least in (
+        ("eval_generation_examples", ours.eval_generation_examples, 0),
+        ("early_stopping_patience", ours.early_stopping_patience, 1),
+    ):
+        if number is not None and number < least:
+            raise UserError(f"train.{name}={number} must be at least {least}.")
+    if config.train.get("eval_strategy", "no") == "no":
+        asked = {
+            "eval_generation_examples": ours.eval_generation_examples,
+            "early_stopping_patience": ours.early_stopping_patience,
+            "metric_for_best_model": config.train.get("metric_for_best_model"),
+        }
+        for name, value in asked.items():
+            if value:
+                raise UserError(f"train.{name}={value} needs evaluations: set train.eval_strategy=steps or epoch.")
 
 
 def _check_quantization(values: Mapping[str, Any]) -> None:

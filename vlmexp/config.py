@@ -198,6 +198,8 @@ class TrainExtras:
     projector_learning_rate: float | None = None  # null: train.learning_rate
     gradient_audit: str = "warn"  # error | warn | off: after the second step, name trained weights without a gradient
     memory_preflight: bool = True  # forward and backward on the heaviest batch of the training, before it begins
+    eval_generation_examples: int | None = None  # answered at each evaluation; null: 200 if a metric needs them
+    early_stopping_patience: int | None = None  # end after so many evaluations without a better one; null: never
 
 
 @dataclass
@@ -218,6 +220,7 @@ class Tracking:
     entity: str | None = None
     name: str | None = None  # null: the run's id
     mode: str | None = None  # wandb: online | offline | disabled; null: online with a key, offline without
+    predictions: int = 50  # rows of each evaluation's table in wandb, with images; 0: no table
 
 
 @dataclass

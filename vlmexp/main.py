@@ -24,13 +24,14 @@ from yaml import YAMLError
 
 from vlmexp import command_line, distributed
 from vlmexp.checks import checked
-from vlmexp.config import Config, schema_node
+from vlmexp.config import Config, schema_node, train_extras
 from vlmexp.data.sources import find_source
 from vlmexp.errors import UserError, unknown
 from vlmexp.evaluation.score import find_metric
 from vlmexp.interruption import Preempted, back_to_the_queue
 from vlmexp.runs import Run
 from vlmexp.storage import StorageError, storage_error
+from vlmexp.training.best import answered_examples
 
 Stage = Callable[[Config, Run], dict[str, Any]]
 
@@ -134,6 +135,10 @@ def check(composed: DictConfig) -> Config:
     find_source(config.dataset.source, config.dataset.options)
     for metric in [*config.dataset.metrics, *(config.evaluation.metrics or [])]:
         find_metric(metric)
+    if config.stage in ("train", "pipeline"):
+        metrics = config.evaluation.metrics or config.dataset.metrics
+        given = train_extras(config).eval_generation_examples
+        answered_examples(config.train.get("metric_for_best_model"), metrics, given)
     return config
 
 

@@ -13,6 +13,7 @@ from vlmexp.models.load import check_model
 from vlmexp.parts import model_source
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
+from vlmexp.tracking.opening import tracked
 from vlmexp.training.stage import check_training, train_model
 
 
@@ -22,10 +23,11 @@ def pipeline(config: Config, run: Run) -> dict[str, Any]:
     check_export(config)
     check_model(model_source(config), run.note_fallback)  # a wrong id shows before the data are made
     download(config, run)
-    score_base(config, run)
-    train_model(config, run)
-    export_model(config, run)
-    score_finetuned(config, run)
+    with tracked(config, run):
+        score_base(config, run)
+        train_model(config, run)
+        export_model(config, run)
+        score_finetuned(config, run)
     publish(config, run)
     files = {name: run.path("evaluation", f"{name}_evaluation.json") for name in (BASE, FINETUNED)}
     base, finetuned = (read_json(path) for path in files.values())

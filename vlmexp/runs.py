@@ -35,6 +35,7 @@ from vlmexp.errors import UserError
 from vlmexp.files import digest, read_json, read_jsonl, write_json, write_text
 from vlmexp.interruption import Interruption, Preempted
 from vlmexp.storage import storage_error
+from vlmexp.tracking.tracker import Tracker
 
 HEARTBEAT_S = 30.0
 _RESERVE = 2**16  # bytes
@@ -120,8 +121,9 @@ class Run:
     """An open run directory. Only the main process writes.
 
     `record` is the content of run.json; every change goes through `update`, which replaces the file at once.
-    `interruption` knows whether the run was told to stop. `decides` says whether the outcome of this attempt is that of
-    the run: a stage that is done again in a finished run changes neither its status nor its result.
+    `interruption` knows whether the run was told to stop; `tracker` is what vlmexp.tracking has open for the run.
+    `decides` says whether the outcome of this attempt is that of the run: a stage that is done again in a finished run
+    changes neither its status nor its result.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Run:
         self.record = record
         self.is_main = is_main
         self.interruption = interruption
+        self.tracker = Tracker()
         self._lock = threading.RLock()
 
     @classmethod

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 JOB = [
     "threads=1", "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1", "train.max_steps=2",
-    "train.eval_strategy=no", "evaluation.batch_size=16", "evaluation.blind_examples=20",
+    "train.eval_steps=2", "train.eval_generation_examples=8", "evaluation.batch_size=3", "evaluation.blind_examples=20",
     "dataset.max_examples={train: 300, validation: 8, test: 50}",
 ]  # fmt: skip
 
@@ -34,6 +34,15 @@ def test_the_pipeline_on_two_ranks(cli, tmp_path, data_dir):
     name = "evaluation/base_vlm_model_predictions.jsonl"
     assert read_jsonl(run / name) == read_jsonl(tmp_path / "alone" / name)
     assert len(read_jsonl(run / "evaluation" / "finetuned_vlm_model_predictions.jsonl")) == 50
+    # The validation split, answered by two ranks during training and by one process afterwards.
+    asked = ["evaluation.split=validation", "evaluation.blind=none", f"hydra.run.dir={tmp_path / 'again'}"]
+    again = cli("stage=eval_finetuned", f"run={run}", *asked, timeout=300)
+    assert again.returncode == 0, again.stderr
+    result = read_json(tmp_path / "again" / "evaluation" / "finetuned_vlm_model_evaluation.json")
+    during = read_jsonl(run / "metrics.jsonl")[-1]
+    assert during["eval_n"] == result["n"] == 8
+    assert {name: during[f"eval_{name}"] for name in result["metrics"]} == result["metrics"]
+    assert result["metrics"]["rouge1"] > 0
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

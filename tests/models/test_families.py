@@ -18,7 +18,7 @@ from tests.conftest import example
 from tests.models.families import FAMILIES, write_checkpoint
 from vlmexp.checks import checked
 from vlmexp.collator.batch import Collator
-from vlmexp.collator.lengths import token_lengths
+from vlmexp.collator.lengths import fit, token_lengths
 from vlmexp.collator.sharing import branch_inputs
 from vlmexp.data.example import Example
 from vlmexp.data.images import load_image
@@ -35,6 +35,7 @@ from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS
 from vlmexp.parts import build_collator, model_source
 from vlmexp.pipeline import pipeline
 from vlmexp.runs import Run
+from vlmexp.training.answers import AnswerScores
 
 LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 SIZES = ((64, 48), (30, 90), (200, 100))
@@ -257,6 +258,29 @@ def test_checkpointed_activations_give_the_same_gradients(family, examples):
             assert gradients[1][name] is None
         else:
             torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "all_weights"])
+def test_answering_during_training_changes_no_gradient(family, examples, adapter):
+    """What generating leaves in a model, such as positions, must not reach the next training step."""
+    collator, share = family.collator(), family.config.model.shared_image_prefix
+    fitted = fit(collator, examples, 10_000, "error", with_answer=False)
+    gradients = []
+    for answers in (False, True):
+        torch.manual_seed(0)
+        model = attach(family.model(), adapter).train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(0, 0.1)
+        if answers:
+            scores = AnswerScores(collator, fitted, ["exact_match"], 2, 4, {}, share)(model)
+            assert scores["n"] == len(examples)
+            assert model.training
+        loss(model, collator(examples)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -85,6 +85,8 @@ def test_what_training_leaves_behind(small, tmp_path):
     assert len(list((directory / "checkpoints").iterdir())) <= 3
     line = read_jsonl(directory / "metrics.jsonl")[0]
     assert line.keys() >= {"step", "epoch", "loss", "learning_rate", "grad_norm", "samples_per_s", "memory_gib"}
+    assert line["tokens_per_s"] > line["samples_per_s"] > 0
+    assert 0 < line["data_wait"] < 1
 
 
 def test_gradient_checkpointing_with_lora_really_trains(small, tmp_path):

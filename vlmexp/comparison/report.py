@@ -22,7 +22,7 @@ from vlmexp.report import LABELS
 
 ANSWERING_RUNS = 20  # whose predictions are in the report
 CURVE_RUNS = 50
-CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm", "samples_per_s", "memory_gib")
+CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm", "samples_per_s", "tokens_per_s", "data_wait", "memory_gib")
 CURVE_POINTS = 300  # of a curve, evenly chosen
 RECORDED = ("packages", "git", "data", "hardware", "model")
 
@@ -137,7 +137,7 @@ def _run(row: Row, metric: str | None, evaluation: str, options: Sequence[str]) 
         "rate": row.samples_per_s,
         "memory": row.memory_gib,
         "by": _by(run, metric, evaluation),
-        "curves": {name: curve for name in CURVES if (curve := _curve(run, name))},
+        "curves": {name: curve for name in _curve_names(run) if (curve := _curve(run, name))},
         "test": None,
         "answers": None,
         "baseAnswers": None,
@@ -157,6 +157,12 @@ def _by(run: RunFiles, metric: str | None, evaluation: str) -> dict[str, dict[st
         }
         for column, groups in (by or {}).items()
     }
+
+
+def _curve_names(run: RunFiles) -> list[str]:
+    """What may be drawn over the steps of a run; of the evaluations, whatever they measured."""
+    measured = sorted({str(name) for row in run.metrics for name in row if str(name).startswith("eval_")})
+    return list(dict.fromkeys([*CURVES, *(name for name in measured if name != "eval_n")]))
 
 
 def _curve(run: RunFiles, name: str) -> list[list[float]] | None:

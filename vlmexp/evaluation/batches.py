@@ -77,7 +77,7 @@ def answer_in_batches(
     try:
         with (
             contextlib.closing(prepared(batches, prepare, ahead)) as ready,
-            tqdm(total=sum(map(len, batches)), desc=description, unit=" questions", mininterval=0.5) as bar,
+            tqdm(total=sum(map(len, batches)), desc=description, unit=" questions", mininterval=0.5, leave=None) as bar,
         ):
             for batch, inputs in ready:
                 found = dict(zip(batch, answer(batch, inputs), strict=True))

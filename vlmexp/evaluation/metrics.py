@@ -18,6 +18,7 @@ __all__ = [
     "multiple_choice_accuracy", "relaxed_accuracy", "rouge", "token_f1", "vqa_accuracy",
 ]  # fmt: skip
 
+ROUGE = ["rouge1", "rouge2", "rougeL"]  # the values of `rouge`
 ANNOTATORS = 10  # of VQA v2, whose accuracy is defined for ten answers
 
 
@@ -53,13 +54,13 @@ def corpus_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) ->
 def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False)
+    return RougeScorer(ROUGE, use_stemmer=False)
 
 
 def rouge(prediction: str, answers: Sequence[str]) -> dict[str, float]:
     """ROUGE-1, -2 and -L F-measures of rouge-score (Lin 2004), of the best reference for each."""
     if not answers:
-        return {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
+        return dict.fromkeys(ROUGE, 0.0)
     scores = _rouge_scorer().score_multi(list(answers), prediction)
     return {name: float(score.fmeasure) for name, score in scores.items()}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmexp.errors import UserError, unknown
 from vlmexp.evaluation.intervals import bootstrap_interval
-from vlmexp.evaluation.metrics import CORPUS_METRICS, METRICS, Metric
+from vlmexp.evaluation.metrics import CORPUS_METRICS, METRICS, ROUGE, Metric
 
 Scores = list[dict[str, float]]
 
@@ -31,6 +31,25 @@ def find_metric(name: str) -> Metric | None:
     except (ImportError, AttributeError) as error:
         raise UserError(f"The metric {name} cannot be imported: {error}.") from None
     return metric  # type: ignore[no-any-return]
+
+
+def metric_names(metrics: Sequence[str]) -> list[str]:
+    """The names of the values that metrics give, in their order; `rouge` gives three.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    names: list[str] = []
+    for metric in metrics:
+        function = find_metric(metric)
+        if metric == "rouge":
+            names += ROUGE
+        elif function is None or metric in METRICS:
+            names.append(metric)
+        else:
+            value = function("", ["a"])
+            names += value if isinstance(value, dict) else [metric.rpartition(".")[2]]
+    return names
 
 
 def score_examples(predictions: Sequence[str], answers: Sequence[Sequence[str]], metrics: Sequence[str]) -> Scores:

@@ -25,6 +25,7 @@ from vlmexp.models.load import check_model, commit, load_model
 from vlmexp.parts import build_collator, model_source, set_threads
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
+from vlmexp.tracking.opening import track_evaluation
 
 BASE, FINETUNED = "base_vlm_model", "finetuned_vlm_model"
 
@@ -51,6 +52,7 @@ def score_base(config: Config, run: Run) -> None:
             model = load_model(source, run.note_fallback, config.seed)
             weights = [fingerprint(source.location, source.revision)] if run.is_main else []
             result |= evaluate_model(config, run, model, processor, BASE, weights)
+            track_evaluation(config, run, BASE)
     forget_answers(run, BASE)
 
 
@@ -72,6 +74,7 @@ def score_finetuned(config: Config, run: Run) -> None:
             places = [(source.location, source.revision), (str(source_run / "model"), None)] if run.is_main else []
             weights = [fingerprint(*place) for place in places]
             result |= evaluate_model(config, run, model, processor, FINETUNED, weights)
+            track_evaluation(config, run, FINETUNED, source_run)
     forget_answers(run, FINETUNED)
 
 

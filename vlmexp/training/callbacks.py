@@ -1,11 +1,10 @@
-"""What happens beside the training steps: stopping when told to, the metrics file and the progress bar."""
+"""What happens beside the training steps: stopping when told to or in time, the metrics file and the progress bar."""
 
 from __future__ import annotations
 
 import logging
 import resource
 import signal
-import time
 from typing import Any
 
 import torch
@@ -16,8 +15,11 @@ from vlmexp import distributed
 from vlmexp.interruption import Preempted
 from vlmexp.runs import Run, now
 from vlmexp.storage import size
+from vlmexp.training.best import evaluations_since_best
 from vlmexp.training.room import check_room
+from vlmexp.training.throughput import Throughput
 
+EVALUATION_TIMES = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
 log = logging.getLogger(__name__)
 
 
@@ -43,20 +45,37 @@ class StopWhenTold(TrainerCallback):
             raise Preempted(self.run.interruption.signal or signal.SIGTERM)
 
 
+class StopWithoutBetter(TrainerCallback):
+    """Ends training when so many evaluations in a row were no better than the best one.
+
+    It reads the log that a checkpoint holds, so a resumed training ends where the undisturbed one does.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        values = [line[metric] for line in state.log_history if metric in line]
+        if evaluations_since_best(values, bool(args.greater_is_better)) >= self.patience:
+            control.should_training_stop = True
+
+
 class MetricsFile(TrainerCallback):
-    """Writes a line to metrics.jsonl for every logged step and for every evaluation.
+    """Writes a line to metrics.jsonl, and to what tracks the run, for every logged step and for every evaluation.
 
     A checkpoint is always a logged step too: so the mean loss since the last line, which the Trainer forgets when it is
     stopped, is written before it can be lost, and a resumed run logs what an undisturbed one would have.
     """
 
-    def __init__(self, run: Run, examples_per_step: int) -> None:
+    def __init__(self, run: Run, examples_per_step: int, throughput: Throughput) -> None:
         self.run = run
         self.examples_per_step = examples_per_step
-        self._last = (time.monotonic(), 0)
+        self.throughput = throughput
+        self._last_step = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._last = (time.monotonic(), state.global_step)
+        self._restart(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if control.should_save:
@@ -76,18 +95,27 @@ class MetricsFile(TrainerCallback):
         logs = logs or {}
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 6)}
         if "loss" in logs:
-            (then, step), now = self._last, time.monotonic()
-            self._last = (now, state.global_step)
-            rate = self.examples_per_step * (state.global_step - step) / max(now - then, 1e-9)
+            elapsed_s, tokens_per_s, data_wait = self.throughput.read()
+            rate = self.examples_per_step * (state.global_step - self._last_step) / elapsed_s
             names = ("loss", *(name for name in logs if name.startswith("learning_rate")), "grad_norm")
             line |= {name: logs[name] for name in names if name in logs}
-            line |= {"samples_per_s": round(rate, 2), "memory_gib": peak_memory_gib()}
+            line |= {
+                "samples_per_s": round(rate, 2),
+                "tokens_per_s": round(tokens_per_s, 1),
+                "data_wait": round(data_wait, 4),
+                "memory_gib": peak_memory_gib(),
+            }
         elif "eval_loss" in logs:
-            line |= {"eval_loss": logs["eval_loss"]}
-            self._last = (time.monotonic(), state.global_step)  # an evaluation is no training time
+            line |= {name: logs[name] for name in logs if name.startswith("eval_") and name not in EVALUATION_TIMES}
         else:
             return
+        self._restart(state)  # an evaluation is no training time
         self.run.log_metrics(line)
+        self.run.tracker.log(line)
+
+    def _restart(self, state: TrainerState) -> None:
+        self._last_step = state.global_step
+        self.throughput.restart()
 
 
 class RoomOnDisk(TrainerCallback):
@@ -117,9 +145,10 @@ class RoomOnDisk(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """One bar over all steps, with the latest losses."""
+    """One bar over all steps, with the latest losses and another metric of the evaluations."""
 
-    def __init__(self) -> None:
+    def __init__(self, metric: str = "loss") -> None:
+        self._names = ("loss", "eval_loss", f"eval_{metric}")
         self._bar: tqdm[Any] | None = None
         self._shown: dict[str, str] = {}
 
@@ -142,7 +171,7 @@ class ProgressBar(TrainerCallback):
         **_: Any,
     ) -> None:
         if self._bar is not None:
-            self._shown |= {name: f"{logs[name]:.4g}" for name in ("loss", "eval_loss") if logs and name in logs}
+            self._shown |= {name: f"{logs[name]:.4g}" for name in self._names if logs and name in logs}
             self._bar.set_postfix(self._shown, refresh=False)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -28,9 +28,10 @@ def newest_complete(folder: Path) -> Path | None:
 
 
 def is_last(checkpoint: Path) -> bool:
-    """Whether the checkpoint was made by the last step of its training."""
+    """Whether the checkpoint was made by the last step of its training, be it one that ended early."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"])
+    stopped = state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
+    return bool(stopped or state["global_step"] >= state["max_steps"])
 
 
 def missing_state(checkpoint: Path, ranks: int) -> list[str]:

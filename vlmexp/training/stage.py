@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin, ProgressCallback, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedModel,
+    ProcessorMixin,
+    ProgressCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from vlmexp import distributed
 from vlmexp.collator.batch import Collator
-from vlmexp.collator.lengths import Fitted, fit
+from vlmexp.collator.lengths import KEEPING_ALL, Fitted, fit
+from vlmexp.collator.media import media_key
 from vlmexp.config import Config, TrainExtras, library_options, peft_extras, train_extras
 from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
@@ -34,9 +43,18 @@ from vlmexp.parts import (
 )
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
-from vlmexp.tracking import tracked
+from vlmexp.tracking.opening import tracked
+from vlmexp.training.answers import AnswerScores
 from vlmexp.training.audit import GradientAudit
-from vlmexp.training.callbacks import MetricsFile, ProgressBar, RoomOnDisk, StopWhenTold, peak_memory_gib
+from vlmexp.training.best import answered_examples
+from vlmexp.training.callbacks import (
+    MetricsFile,
+    ProgressBar,
+    RoomOnDisk,
+    StopWhenTold,
+    StopWithoutBetter,
+    peak_memory_gib,
+)
 from vlmexp.training.checkpoints import is_last, missing_state, newest_complete
 from vlmexp.training.learning_rates import require_parts
 from vlmexp.training.preflight import MemoryPreflight
@@ -53,19 +71,20 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     publish(config, run)
     print_paths({"adapter": run.path("model"), "merged": run.path("deployment_model"), "run": run.directory})
     done = run.stage_result("train") or {}
-    return {name: done[name] for name in ("steps", "loss", "eval_loss") if name in done}
+    return {name: done[name] for name in ("steps", "loss", "eval_loss", "best_metric") if name in done}
 
 
 def check_training(config: Config, run: Run) -> None:
     """Build what the libraries check themselves, so that a refused option is known before hours of other work."""
     adapter_config(config)
+    questions_to_answer(config)
     training_arguments(config, run, has_validation=True)
 
 
 def train_model(config: Config, run: Run) -> None:
     """Fine-tune and write `model/`, unless this run has done so."""
     if run.stage_result("train") is None:
-        with run.stage("train") as result, tracked(config.tracking, run.record["id"], run.directory):
+        with tracked(config, run), run.stage("train") as result:
             result |= _train(config, run)
 
 
@@ -86,8 +105,9 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
     collator = build_collator(config, processor)
     data = training_data(config, run, prepared, collator)
+    scores = answer_scores(config, prepared, collator) if arguments.eval_strategy != "no" else None
     model = model_to_train(config, run, source, processor, collator.prompts([data.splits["train"][0]]))
-    trainer = build_trainer(config, run, model, collator, data, arguments)
+    trainer = build_trainer(config, run, model, collator, data, arguments, scores)
 
     checkpoint = distributed.gathered(newest_complete(run.path("checkpoints")) if run.is_main else None)[0]
     run.forget_metrics_after(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
@@ -114,7 +134,8 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
         "examples": len(data.splits["train"]),
         **({"loss": losses[-1]} if losses else {}),
         **({"eval_loss": eval_losses[-1], "eval_examples": len(data.splits["validation"])} if eval_losses else {}),
-        **({"best_checkpoint": Path(b).name} if (b := trainer.state.best_model_checkpoint) else {}),
+        **({"eval_answers": last_answers(trainer.state, scores)} if scores else {}),
+        **best_of(trainer.state),
         "resumed_from": checkpoint.name if checkpoint else None,
         "peak_memory_gib": peak_memory_gib(),
     }
@@ -165,6 +186,7 @@ def build_trainer(
     collator: Collator,
     data: TrainingData,
     arguments: TrainingArguments,
+    scores: AnswerScores | None,
 ) -> VlmTrainer:
     """The Trainer with our order of examples, checks and records."""
     train, part_of = data.splits["train"], module_patterns(config).part_of
@@ -181,6 +203,7 @@ def build_trainer(
         train_sampler=sampler,
         learning_rates=part_learning_rates(config),
         part_of=part_of,
+        score_answers=scores,
         callbacks=[StopWhenTold(run), RoomOnDisk(run)],
     )
     extras = train_extras(config)
@@ -192,8 +215,11 @@ def build_trainer(
         trainer.add_callback(MemoryPreflight(trainer, sampler, rows["train"], rows.get("validation"), run.update))
     if extras.gradient_audit != "off":
         trainer.add_callback(GradientAudit(extras.gradient_audit, part_of, run.update))
-    trainer.add_callback(MetricsFile(run, examples_per_step(arguments)))
-    trainer.add_callback(ProgressBar())
+    if extras.early_stopping_patience is not None:
+        trainer.add_callback(StopWithoutBetter(extras.early_stopping_patience))
+    trainer.add_callback(MetricsFile(run, examples_per_step(arguments), trainer.throughput))
+    best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
+    trainer.add_callback(ProgressBar(scores.names[0] if scores and best == "loss" else best))
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     transformers_logging.disable_progress_bar()  # its bars for reading and writing weights would cut ours to pieces
@@ -211,7 +237,21 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
         if options.get(name) and not has_precision(name):
             run.note_fallback(f"train.{name}: this machine has no GPU that computes in {name}; training in float32.")
             options[name] = False
+    if options.get("metric_for_best_model"):  # who names it wants the best, and not the last, as `model/`
+        options.setdefault("load_best_model_at_end", True)
     if not has_validation and options.get("eval_strategy", "no") != "no":
+        needing = {
+            "load_best_model_at_end": options.get("load_best_model_at_end"),
+            "metric_for_best_model": options.get("metric_for_best_model"),
+            "early_stopping_patience": train_extras(config).early_stopping_patience,
+            "eval_generation_examples": train_extras(config).eval_generation_examples,
+        }
+        for name, value in needing.items():
+            if value:
+                raise UserError(
+                    f"train.{name}={value} needs a validation split, and {config.dataset.name} has none: set "
+                    "dataset.validation_fraction above 0."
+                )
         run.note_fallback("There is no validation split: training runs without evaluation.")
         options["eval_strategy"] = "no"
     # The option's name in transformers since 5.20; the old one still works there, with a warning.
@@ -222,18 +262,61 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
     if options.get("activation_checkpointing"):
         # Re-entrant checkpointing loses gradients of adapters whose input needs none.
         options.setdefault("activation_checkpointing_kwargs", {"use_reentrant": False})
-    tracker = config.tracking.report_to
     try:
         return TrainingArguments(
             output_dir=str(run.path("checkpoints")),
             seed=config.seed,
             data_seed=config.seed,
-            report_to=[] if tracker == "none" else [tracker],
-            run_name=config.tracking.name or run.record["id"],
+            report_to=[],  # MetricsFile reports
             **{"remove_unused_columns": False, "prediction_loss_only": True, "label_names": ["labels"], **options},
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"train: TrainingArguments refuses its options: {' '.join(str(error).split())}") from None
+
+
+def questions_to_answer(config: Config) -> int:
+    """How many questions each evaluation answers; a UserError if nothing measures `train.metric_for_best_model`."""
+    metrics = config.evaluation.metrics or config.dataset.metrics
+    given = train_extras(config).eval_generation_examples
+    return answered_examples(config.train.get("metric_for_best_model"), metrics, given)
+
+
+def answer_scores(config: Config, prepared: Prepared, collator: Collator) -> AnswerScores | None:
+    """What answers a fixed random sample of the validation split at each evaluation, if that is asked for."""
+    wanted = questions_to_answer(config)
+    if not wanted:
+        return None
+    examples = load_split(config, prepared, "validation")
+    count = min(wanted, len(examples))
+    chosen = sorted(random.Random(config.dataset.split_seed).sample(range(len(examples)), count))
+    # As in the evaluation stages: one that is left out would flatter the score.
+    overlong = KEEPING_ALL.get(config.collator.overlong, config.collator.overlong)
+    sample = [examples[index] for index in chosen]
+    fitted = fit(collator, sample, config.collator.max_length, overlong, with_answer=False)
+    keys = [str(media_key(example) or index) for index, example in enumerate(fitted)]
+    return AnswerScores(
+        collator,
+        fitted,
+        config.evaluation.metrics or config.dataset.metrics,
+        config.evaluation.batch_size,
+        config.evaluation.max_new_tokens or config.dataset.max_new_tokens,
+        config.evaluation.generation,
+        shares_images(config, collator, keys, with_loss=False),
+    )
+
+
+def last_answers(state: TrainerState, scores: AnswerScores) -> dict[str, Any]:
+    """How many questions were answered at each evaluation, and the metrics of the last one."""
+    lines = [line for line in state.log_history if "eval_n" in line]
+    last = {name: lines[-1][f"eval_{name}"] for name in scores.names} if lines else {}
+    return {"n": len(scores.examples), "metrics": last}
+
+
+def best_of(state: TrainerState) -> dict[str, Any]:
+    """The best checkpoint and its metric, if the training looked for one."""
+    if state.best_model_checkpoint is None:
+        return {}
+    return {"best_checkpoint": Path(state.best_model_checkpoint).name, "best_metric": state.best_metric}
 
 
 def part_learning_rates(config: Config) -> dict[str, float]:

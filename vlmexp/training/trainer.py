@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vlmexp.storage import StorageError, size, writing
 from vlmexp.training.checkpoints import is_complete
 from vlmexp.training.learning_rates import part_rates, split_groups
 from vlmexp.training.room import checkpoint_bytes
+from vlmexp.training.throughput import Throughput
 
 
 class VlmTrainer(Trainer):
@@ -31,6 +32,10 @@ class VlmTrainer(Trainer):
     Args:
         learning_rates: part of the model -> its own learning rate; what is not in it has `args.learning_rate`.
         part_of: a parameter's name to its part.
+        score_answers: of the model, to metrics that every evaluation has besides its loss.
+
+    Attributes:
+        throughput: counts what the training steps do.
     """
 
     def __init__(
@@ -39,8 +44,12 @@ class VlmTrainer(Trainer):
         train_sampler: Sampler[int],
         learning_rates: Mapping[str, float] | None = None,
         part_of: Callable[[str], str] = DEFAULT_PATTERNS.part_of,
+        score_answers: Callable[[nn.Module], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._score_answers = score_answers
+        self._scores: dict[str, float] = {}
+        self.throughput = Throughput()
         self._train_sampler = train_sampler
         self._learning_rates, self._part_of = dict(learning_rates or {}), part_of
         self._part_rates: dict[str, float] = {}
@@ -89,6 +98,23 @@ class VlmTrainer(Trainer):
         self.model_wrapped.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             self.compute_loss(self.model_wrapped, self._prepare_inputs(batch), return_outputs=True)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        return super().get_batch_samples(self.throughput.timed(epoch_iterator), num_batches, device)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.throughput.count(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if self._score_answers is not None:  # before the evaluation's own clock starts
+            self._scores = self._score_answers(self.accelerator.unwrap_model(self.model))
+        return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().evaluation_loop(*args, **kwargs)
+        scores = {f"eval_{name}": value for name, value in self._scores.items()}
+        return output._replace(metrics={**scores, **(output.metrics or {})})
 
     def restore_finished(self, checkpoint: Path) -> None:
         """Take weights and state from the last checkpoint of a finished training.

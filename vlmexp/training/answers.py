@@ -1,0 +1,62 @@
+"""The metrics of answers during training, computed as the stages eval_base and eval_finetuned compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from vlmexp import distributed
+from vlmexp.collator.batch import Collator
+from vlmexp.collator.lengths import Fitted
+from vlmexp.evaluation.generate import generate_answers
+from vlmexp.evaluation.score import metric_names, summarise
+from vlmexp.training.preflight import undisturbed
+
+
+class AnswerScores:
+    """Has a model that is being trained answer a fixed set of questions, and scores the answers.
+
+    The model's mode, its buffers and all random states are as before afterwards, so that a training is bit for bit the
+    same with and without it. Of several ranks each answers its share, and all get the scores of all answers.
+
+    Args:
+        examples: the questions; with their lengths without answers.
+        metrics: names or dotted paths, see vlmexp.evaluation.score.
+        batch_size: questions in a batch.
+        max_new_tokens: of an answer.
+        options: further fields of transformers.GenerationConfig.
+        share_images: answer all questions about an image together.
+
+    Attributes:
+        names: of the metrics, the main one first.
+    """
+
+    def __init__(
+        self,
+        collator: Collator,
+        examples: Fitted,
+        metrics: Sequence[str],
+        batch_size: int,
+        max_new_tokens: int,
+        options: Mapping[str, Any],
+        share_images: bool,
+    ) -> None:
+        self.examples = examples
+        self.names = metric_names(metrics)
+        self._collator, self._metrics, self._options = collator, metrics, options
+        self._batch_size, self._max_new_tokens, self._share_images = batch_size, max_new_tokens, share_images
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Metric -> value, and `n`, the number of questions."""
+        with undisturbed(model):
+            own = generate_answers(
+                model, self._collator, self.examples, self.examples.lengths, self._batch_size, self._max_new_tokens,
+                self._options, "answer", share_images=self._share_images,
+                rank=distributed.rank(), ranks=distributed.world_size(),
+            )  # fmt: skip
+        answers = ["".join(parts) for parts in zip(*distributed.gathered(own), strict=True)]
+        accepted = [example.answers for example in self.examples]
+        _, summary = summarise(answers, accepted, [{}] * len(answers), self._metrics)
+        return {**summary["metrics"], "n": summary["n"]}
