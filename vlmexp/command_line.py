@@ -25,7 +25,8 @@ vlmexp fine-tunes vision-language models: one config, one command, one run direc
   python -m vlmexp peft.r=32 train.max_steps=100   any option of PEFT's and the Trainer's own classes
   python -m vlmexp model=qwen2vl stage=preview     what the model would be shown, on a page; reads no weights
   python -m vlmexp run=outputs/DAY/TIME            continue a run from its newest checkpoint
-  python -m vlmexp -m peft.r=8,16 seed=0,1         a sweep: one run for each combination
+  python -m vlmexp -m peft.r=8,16 seed=0,1         a sweep: one run for each combination, one after another
+  python -m vlmexp -m hydra/sweeper=optuna 'peft.r=choice(8,16)'   a search: optuna proposes the runs
   python -m vlmexp -m peft.r=8,16 hydra/launcher=slurm     the same as SLURM jobs (slurm_local: as processes)
   python -m vlmexp stage=status sweep=multirun/DAY/TIME    how they stand; stage=resume starts what is missing
   python -m vlmexp stage=compare                   which run is best; compare.html=report.html shows why
@@ -93,6 +94,11 @@ def help_text(config_dir: Path, stages: Iterable[str]) -> str:
             first = choice.read_text(encoding="utf-8").splitlines()[0]
             lines.append(f"    {choice.stem:<16} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
     return "\n".join(lines)
+
+
+def choose_experiments(arguments: list[str]) -> list[str]:
+    """The arguments with `experiment=` for `+experiment=`: the group is in the defaults list, where Hydra adds none."""
+    return [text.removeprefix("+") if key_of(text) == "experiment" else text for text in arguments]
 
 
 def is_single_run(arguments: list[str]) -> bool:

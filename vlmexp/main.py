@@ -156,6 +156,7 @@ def main() -> None:
             return
         command_line.read_dotenv()
         command_line.refuse_secrets(sys.argv[1:])
+        sys.argv[1:] = command_line.choose_experiments(sys.argv[1:])
         command_line.refuse_sweeps_of(READING, sys.argv[1:])
         if command := command_line.command_of(sys.argv[1:], COMMANDS):
             module_name, _, function_name = COMMANDS[command].rpartition(".")

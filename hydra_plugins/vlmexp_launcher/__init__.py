@@ -1,4 +1,4 @@
-"""Hydra's launchers `slurm` and `slurm_local`: Hydra 1.3 takes launchers from packages below `hydra_plugins` only.
+"""Hydra's launchers `slurm`, `slurm_local` and `local`: Hydra 1.3 takes them from packages below `hydra_plugins` only.
 
 Annotations are no strings here: Hydra executes the module without an entry in sys.modules, where dataclasses would look
 their names up.
@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 
 @dataclass
@@ -36,8 +36,30 @@ class LocalSettings(LocalQueueConf):
     array_parallelism: int = 1  # points at once
 
 
+@dataclass
+class ForegroundSettings:
+    """Settings of `hydra/launcher=local`; there are none."""
+
+    _target_: str = "hydra_plugins.vlmexp_launcher.ForegroundLauncher"
+
+
 ConfigStore.instance().store(group="hydra/launcher", name="slurm_settings", node=SlurmSettings, provider="vlmexp")
 ConfigStore.instance().store(group="hydra/launcher", name="slurm_local_settings", node=LocalSettings, provider="vlmexp")
+ConfigStore.instance().store(group="hydra/launcher", name="local_settings", node=ForegroundSettings, provider="vlmexp")
+
+
+class _Ended(JobReturn):
+    """What became of a point; unlike Hydra's, it prints nothing before it raises an error that names all points."""
+
+    @property
+    def return_value(self) -> Any:
+        if self.status == JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
 
 
 class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
@@ -50,6 +72,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Imported late: Hydra imports this module whenever it looks for plugins.
+        from vlmexp.launch.checking import check_points
         from vlmexp.launch.client import SweepFailed, current, refuse_failures, run_points
         from vlmexp.launch.snapshot import take_snapshot
         from vlmexp.launch.sweep import Plan, Sweep
@@ -58,7 +81,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
         setup_globals()
         sweep = Sweep(Path(str(self.config.hydra.sweep.dir)))
-        self._check(job_overrides)
+        check_points(self.hydra_context.config_loader, self.config, job_overrides)
         given, hydra_overrides = self._search_path()
         folders = [Path(text.removeprefix("file://")).absolute() for text in given if text.startswith("file://")]
         with writing(sweep.directory, "or choose another place with hydra.sweep.dir"):
@@ -71,10 +94,11 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         with writing(sweep.directory, "or choose another place with hydra.sweep.dir"):
             sweep.plan = plan
             points = sweep.add(job_overrides)  # last: what has points can be resumed
-        standings = current(sweep, points)
+        standings = current(sweep, list({point.point: point for point in points}.values()))
         queued = [s.point for s in standings if s.status in ("pending", "running")]
-        todo = [s.point for s in standings if s.status != "done" and s.point not in queued]
-        print(f"{sweep.directory}: {len(todo)} of {len(points)} points to run", flush=True)
+        todo = [s.point for s in standings if s.status not in ("done", "pending", "running")]
+        also = f", {len(queued)} under way" if queued else ""
+        print(f"{sweep.directory}: {len(todo)} of {len(standings)} points to run{also}", flush=True)
         failure = None
         if todo or queued:
             ended = run_points(sweep, todo, plan, queued)
@@ -86,20 +110,6 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
                 failure = error
         return self._returns(current(sweep, points), failure)
 
-    def _check(self, job_overrides: Sequence[Sequence[str]]) -> None:
-        """Refuse the whole sweep if a single point could not start."""
-        from vlmexp.errors import UserError
-        from vlmexp.main import check
-
-        for number, overrides in enumerate(job_overrides):
-            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(composed):
-                del composed["hydra"]
-            try:
-                check(composed)
-            except UserError as error:
-                raise UserError(f"point {number} ({' '.join(overrides)}): {error}") from None
-
     def _search_path(self) -> tuple[list[str], list[str]]:
         """Where the user's own config is, and the rest of what the command line says to Hydra about a job."""
         given: Any = OmegaConf.to_object(self.config.hydra.searchpath) or []
@@ -108,9 +118,9 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
     def _returns(self, standings: Sequence[Any], error: Exception | None) -> list[JobReturn]:
         """What a sweeper wants to know: each point's main metric, or that it failed."""
-        returns = []
+        returns: list[JobReturn] = []
         for standing in standings:
-            returned = JobReturn(overrides=standing.point.overrides)
+            returned = _Ended(overrides=standing.point.overrides)
             if standing.status == "done":
                 returned.status, returned.return_value = JobStatus.COMPLETED, standing.record["result"].get("metric")
             else:
@@ -129,3 +139,12 @@ class LocalLauncher(_Launcher):
     """The same on this machine, without SLURM."""
 
     kind = "local"
+
+
+class ForegroundLauncher(_Launcher):
+    """One point after the other on this terminal, each in a process of its own, which takes its memory with it."""
+
+    kind = "foreground"
+
+    def __init__(self) -> None:
+        super().__init__(wait=True, cancel_on_interrupt=True)

@@ -110,6 +110,8 @@ def test_it_fits_the_screen_and_its_scheme(width, scheme, opened):
     assert page.evaluate("document.documentElement.scrollWidth") == width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
+    wider = "cells => cells.filter(cell => cell.scrollWidth > cell.clientWidth + 1).map(cell => cell.innerText)"
+    assert page.eval_on_selector_all("#leaderboard td:has(.score)", wider) == []
     scroll_to(page, "curves")
     assert page.locator("#curves .plot .scatterlayer .trace").count() == 5
     scroll_to(page, "heatmap")

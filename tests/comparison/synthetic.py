@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from vlmexp.evaluation.intervals import bootstrap_interval
+
 Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG: dict[str, Any] = {
@@ -64,9 +66,11 @@ def evaluation(rows: Sequence[Mapping[str, Any]], **values: Any) -> dict[str, An
         kind: {"n": len(found), "metrics": {n: sum(r["scores"][n] for r in found) / len(found) for n in metrics}}
         for kind, found in sorted(kinds.items())
     }
+    intervals = {name: list(bootstrap_interval([row["scores"][name] for row in rows])) for name in metrics}
     return {
-        "n": len(rows), "metrics": metrics, "main_metric": "vqa_accuracy", "by": {"answer_type": by},
-        "split": "test", "population": 1000, "sample": "all", "model": "vlmexp:tiny", "dataset": "squares",
+        "n": len(rows), "metrics": metrics, "intervals": intervals, "main_metric": "vqa_accuracy",
+        "by": {"answer_type": by}, "split": "test", "population": 1000,
+        "sample": "all", "model": "vlmexp:tiny", "dataset": "squares",
         "data_fingerprint": "a" * 64,
     } | values  # fmt: skip
 

@@ -5,10 +5,18 @@ import pytest
 from tests.comparison.synthetic import make_run, prediction, write_evaluation
 from vlmexp.comparison.paired import pair, paired_sheet, read_predictions, verdict
 from vlmexp.errors import UserError
+from vlmexp.files import write_jsonl
 
 
 def answered(*right: bool, **values):
     return {row["id"]: row for row in (prediction(number, hit, **values) for number, hit in enumerate(right))}
+
+
+@pytest.mark.parametrize("part", [{"scores": 3}, {"scores": {"vqa_accuracy": None}}, {"answers": 1}, {"images": "x"}])
+def test_damaged_predictions_are_refused(part, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [prediction(0, True), prediction(1, True, **part)])
+    with pytest.raises(UserError, match=r"x\.jsonl cannot be read as predictions: .*test-1"):
+        read_predictions(tmp_path / "x.jsonl")
 
 
 def test_gains_losses_and_ties_by_hand():

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from tests.comparison.synthetic import make_run
 from vlmexp.comparison.reading import expand, find_run, find_runs, leaves, read_run, seconds, short_names
+from vlmexp.comparison.rows import make_rows, mark_differences
 from vlmexp.errors import UserError
+from vlmexp.files import read_json, write_json
 
 
 def test_every_kind_of_run_is_found(zoo):
@@ -29,6 +36,30 @@ def test_a_silent_run_is_lost_after_the_given_time(zoo):
 
 
 @pytest.mark.parametrize(
+    ("host", "pid", "silent_s", "status"),
+    [
+        ("here", "dead", 100, "lost"),
+        ("here", "dead", 30, "running"),
+        ("here", "alive", 100, "running"),
+        ("here", "alive", 400, "lost"),
+        ("elsewhere", "dead", 100, "running"),
+        ("here", "unknown", 100, "running"),
+    ],
+)
+def test_a_run_whose_process_is_gone_is_lost_sooner(host, pid, silent_s, status, tmp_path):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    attempt = {
+        "started": "2026-01-01T00:00:00+00:00",
+        "host": socket.gethostname() if host == "here" else "elsewhere",
+        "pid": {"dead": ended.pid, "alive": os.getpid(), "unknown": None}[pid],
+    }
+    heartbeat = (datetime.now(UTC) - timedelta(seconds=silent_s)).isoformat()
+    run = make_run(tmp_path / "run", {}, [], status="running", heartbeat=heartbeat, attempts=[attempt])
+    assert read_run(run, lost_after_s=300).status == status
+
+
+@pytest.mark.parametrize(
     ("name", "content"),
     [
         ("config.resolved.yaml", "a: [1"),
@@ -42,6 +73,23 @@ def test_a_broken_file_is_named_and_the_rest_is_read(name, content, tmp_path):
     read = read_run(run, 300)
     assert read.status == "done"
     assert read.error.startswith(f"{name.rpartition('/')[2]} cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "damaged"),
+    [
+        ("run.json", {"attempts": 3, "data": [1], "overrides": "peft.r=8"}, "attempts, overrides, data"),
+        ("evaluation/finetuned_vlm_model_evaluation.json", {"n": "many", "by": 3, "split": {}}, "n, by, split"),
+    ],
+)
+def test_values_of_another_kind_are_left_out_and_named(name, values, damaged, tmp_path):
+    run = make_run(tmp_path / "run")
+    write_json(run / name, read_json(run / name) | values)
+    read = read_run(run, 300)
+    assert read.error == f"{name.rpartition('/')[2]} is damaged at: {damaged}"
+    rows = make_rows([read], "finetuned")
+    mark_differences(rows, "finetuned")
+    assert rows[0].scores["vqa_accuracy"].value == 0.5
 
 
 def test_broken_points_are_a_row(tmp_path):

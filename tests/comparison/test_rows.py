@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.comparison.synthetic import make_run, make_sweep
 from vlmexp.comparison.reading import find_runs
 from vlmexp.comparison.rows import (
+    Score,
+    about_intervals,
     group_seeds,
     main_metric,
     make_rows,
     mark_differences,
+    scores_of,
     short_options,
     sort_rows,
     varying,
@@ -27,10 +32,33 @@ def test_a_row_has_scores_with_intervals_and_cost(zoo):
     row = next(row for row in rows_of(zoo) if row.name == "2")
     score = row.scores["vqa_accuracy"]
     assert (score.value, score.n) == (0.9, 10)
-    assert (score.low, score.high) == pytest.approx((0.595850, 0.982124), abs=1e-6)
+    assert (score.low, score.high, score.method) == (0.7, 1.0, "bootstrap")
     assert row.base["vqa_accuracy"].value == 0.0
     assert (row.seconds, row.samples_per_s, row.memory_gib) == (90.0, 100.5, 1.5)
     assert row.scores["eval_loss"].low is None
+
+
+def test_an_interval_is_the_stored_one_or_wilsons_or_none():
+    stored = {"n": 10, "metrics": {"vqa_accuracy": 0.9, "bleu": 0.5}, "intervals": {"vqa_accuracy": [0.7, 1.0]}}
+    scores = scores_of(stored)
+    assert (scores["vqa_accuracy"].low, scores["vqa_accuracy"].method) == (0.7, "bootstrap")
+    assert (scores["bleu"].low, scores["bleu"].method) == (None, None)
+    older = scores_of({"n": 10, "metrics": {"exact_match": 0.8, "vqa_accuracy": 0.8}})
+    assert (older["exact_match"].low, older["exact_match"].high) == pytest.approx((0.490162, 0.943318), abs=1e-6)
+    assert older["exact_match"].method == "Wilson"
+    assert older["vqa_accuracy"].low is None, "its examples score between 0 and 1, and only they could tell"
+    broken = scores_of({"n": "many", "metrics": {"exact_match": 0.8}, "intervals": {"exact_match": [None, 1]}})
+    assert broken["exact_match"] == Score(0.8)
+
+
+def test_how_intervals_were_found_is_told(zoo, tmp_path):
+    assert about_intervals(rows_of(zoo), "vqa_accuracy") == (
+        "95 % intervals: bootstrap over examples; no interval for 1 that stored none."
+    )
+    assert about_intervals(rows_of(zoo), "exact_match") == (
+        "95 % intervals: bootstrap over examples; Wilson's for 1 that stored none."
+    )
+    assert about_intervals(rows_of(zoo), "eval_loss") == ""
 
 
 def test_the_best_is_first_and_what_has_no_value_last(zoo):
@@ -77,6 +105,20 @@ def test_seeds_are_one_row(zoo):
     assert rows["2 +1"].status == "1 done, 1 failed"
     assert rows["2 +1"].marks == []
     assert rows["2 +1"].note == "OutOfMemoryError: 80 GiB is not enough"
+
+
+def test_a_point_that_has_not_started_belongs_to_its_seeds(zoo):
+    sweep = next(zoo.glob("multirun/*/*"))
+    points = [
+        {"point": n, "overrides": [f"peft.r={rank}", f"seed={n}"], "directory": str(n)} for n, rank in ((6, 4), (7, 32))
+    ]
+    with (sweep / "points.jsonl").open("a") as file:
+        file.write("".join(json.dumps(point) + "\n" for point in points))
+    rows = {row.name: row for row in group_seeds(rows_of(zoo), NOT_IN_KEY)}
+    assert rows["0 +2"].status == "2 done, 1 pending"
+    assert rows["0 +2"].scores["vqa_accuracy"].seeds == 2
+    assert rows["7"].status == "pending"
+    assert rows["4 +1"].status == "pending"
 
 
 def test_scores_on_other_data_are_not_averaged(tmp_path):

@@ -39,7 +39,8 @@ def test_the_table_keeps_to_its_width(zoo, width):
 
 def test_80_columns_hold_what_matters(zoo):
     lines = printed(zoo, 80)
-    assert line_of(lines, "2 ") == ["2", "8", "0", "0.001", "90.00", "[59.6,", "98.2]", "10", "done", "100.5"]
+    assert line_of(lines, "2 ") == ["2", "8", "0", "0.001", "90.00", "[70.0,", "100.0]", "10", "done", "100.5"]
+    assert "95 % intervals: bootstrap over examples; no interval for 1 that stored none." in lines
     assert "OutOfMemoryError: 80 Gi…" in "\n".join(lines)
     assert "! other data: other" in lines
     assert "! n is 5, not 10: other" in lines
@@ -103,8 +104,9 @@ def test_json_is_for_machines(zoo):
 def test_markdown_is_one_line_a_run(zoo):
     rows = sort_rows(rows_of(zoo), "vqa_accuracy")
     text = render(short_sheet(rows, ["peft.r"], "vqa_accuracy", "title"), "md")
-    assert "| 2 | 8 | 90.00 [59.6, 98.2] |" in text
+    assert "| 2 | 8 | 90.00 [70.0, 100.0] |" in text
     assert len([line for line in text.splitlines() if line.startswith("|")]) == 14
+    assert text.endswith("\n- 95 % intervals: bootstrap over examples; no interval for 1 that stored none.\n")
 
 
 def test_markdown_cells_cannot_break_out():

@@ -142,7 +142,7 @@ def test_two_runs_of_the_same_second_get_two_directories(tmp_path, data_dir):
     assert len(list(tmp_path.glob("outputs/*/*/run.json"))) == 4
 
 
-def test_a_sweep_in_this_process(cli, tmp_path):
+def test_a_sweep_without_a_cluster(cli, tmp_path):
     (tmp_path / "probe.py").write_text(
         "def stage(config, run):\n    return {'metric': config.peft['r'] * config.train['learning_rate']}\n"
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmexp.comparison.rows import is_number
 from vlmexp.comparison.sheets import Sheet
 from vlmexp.comparison.significance import bootstrap_mean, sign_test
 from vlmexp.errors import UserError, unknown
@@ -60,8 +61,8 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
     if not path.is_file():
         raise UserError(f"There is no {path}: evaluate that run first (stage=eval_base or stage=eval_finetuned).")
     try:
-        return {str(row["id"]): row for row in read_jsonl(path)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {str(row["id"]): _prediction(row) for row in read_jsonl(path)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as predictions: {error!r}.") from None
 
 
@@ -76,10 +77,9 @@ def pair(first: Mapping[str, Prediction], second: Mapping[str, Prediction], metr
     if not matched:
         what = "the same ids but other questions" if common else "no example in common"
         raise UserError(f"The two runs have {what}: they were evaluated on different data or samples.")
-    for predictions in (first, second):
-        scores = predictions[matched[0]].get("scores", {})
-        if metric not in scores:
-            raise unknown("compare.metric", metric, scores)
+    for prediction in (predictions[name] for predictions in (first, second) for name in matched):
+        if metric not in prediction.get("scores", {}):
+            raise unknown("compare.metric", metric, prediction.get("scores", {}))
     pairs = [(first[name], second[name]) for name in matched]
     before = [float(a["scores"][metric]) for a, _ in pairs]
     after = [float(b["scores"][metric]) for _, b in pairs]
@@ -101,6 +101,16 @@ def pair(first: Mapping[str, Prediction], second: Mapping[str, Prediction], metr
         alone=len(first) + len(second) - 2 * len(common),
         unlike=len(common) - len(matched),
     )
+
+
+def _prediction(row: Any) -> Prediction:
+    """The line itself, if its parts are what they are taken for."""
+    for name, kind in (("scores", dict), ("answers", list), ("images", list)):
+        if not isinstance(row.get(name, kind()), kind):
+            raise ValueError(f"{row['id']}: {name}")
+    if not all(map(is_number, row.get("scores", {}).values())):
+        raise ValueError(f"{row['id']}: scores")
+    return row  # type: ignore[no-any-return]
 
 
 def _asked(prediction: Prediction) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,18 @@ from vlmexp.errors import UserError, closest
 from vlmexp.files import read_json, read_jsonl
 
 EVALUATIONS = {"base": "base_vlm_model", "finetuned": "finetuned_vlm_model"}  # our name: how its files start
+# What the values that are read here are; one that is something else, in a damaged file, is left out and named.
+RECORD = {
+    "attempts": list, "overrides": list, "stages": dict, "result": dict, "data": dict, "packages": dict, "git": dict,
+    "hardware": dict, "model": dict,
+}  # fmt: skip
+EVALUATION = {
+    "n": int, "metrics": dict, "intervals": dict, "main_metric": str, "by": dict, "split": str, "sample": str,
+    "data_fingerprint": str,
+}  # fmt: skip
 UNFINISHED = ("failed", "lost", "broken", "preempted", "pending", "running")
 WITHOUT_RESULT = ("preview",)  # stages of run directories that there is nothing to compare in
+_GONE_SHARE = 0.2  # of the time after which a run counts as lost, if its process is gone; two signs of life
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one written in C is ten times as fast
 
 
@@ -69,7 +80,8 @@ def find_runs(folders: Iterable[Path], lost_after_s: float) -> list[RunFiles]:
 
     Args:
         folders: run directories, sweeps, or folders that hold some at any depth.
-        lost_after_s: a run that has been silent for longer counts as lost.
+        lost_after_s: a run that has been silent for longer counts as lost; a fifth of that is enough where the
+            process was one of this machine and is gone.
     """
     found: dict[Path, RunFiles] = {}
     for folder in folders:
@@ -93,11 +105,13 @@ def read_run(directory: Path, lost_after_s: float) -> RunFiles:
             raise ValueError("it holds no object")
     except (OSError, ValueError) as error:
         return RunFiles(directory, "broken", f"run.json cannot be read: {error}")
+    record, problem = _shaped(record, RECORD, "run.json")
+    record["overrides"] = [str(override) for override in record.get("overrides", [])]
     status, text = str(record.get("status", "broken")), str(record.get("error", ""))
     silent_s = _seconds_since(record.get("heartbeat"))
-    if status == "running" and silent_s > lost_after_s:
+    if status == "running" and silent_s > (lost_after_s * _GONE_SHARE if _is_gone(record) else lost_after_s):
         status, text = "lost", f"silent for {_span(silent_s)}"
-    options, problem = {}, ""
+    options = {}
     try:
         options = leaves(yaml.load((directory / "config.resolved.yaml").read_text(encoding="utf-8"), _Loader))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -106,7 +120,11 @@ def read_run(directory: Path, lost_after_s: float) -> RunFiles:
     for name, stem in EVALUATIONS.items():
         path = directory / "evaluation" / f"{stem}_evaluation.json"
         try:
-            evaluations[name] = read_json(path)
+            content = read_json(path)
+            if not isinstance(content, dict):
+                raise ValueError("it holds no object")
+            evaluations[name], unfit = _shaped(content, EVALUATION, path.name)
+            problem = problem or unfit
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
@@ -117,6 +135,31 @@ def read_run(directory: Path, lost_after_s: float) -> RunFiles:
     except (OSError, ValueError) as error:
         problem = f"metrics.jsonl cannot be read: {error}"
     return RunFiles(directory, status, text or problem, record, options, evaluations, metrics)
+
+
+def _shaped(content: Mapping[str, Any], kinds: Mapping[str, type], file: str) -> tuple[dict[str, Any], str]:
+    """The content without the values that are not of their kind, and which these are."""
+    unfit = [
+        name for name, kind in kinds.items() if content.get(name) is not None and not isinstance(content[name], kind)
+    ]
+    kept = {name: value for name, value in content.items() if name not in unfit and value is not None}
+    return kept, f"{file} is damaged at: {', '.join(unfit)}" if unfit else ""
+
+
+def _is_gone(record: Mapping[str, Any]) -> bool:
+    """Whether the run's last attempt was a process of this machine and is there no more."""
+    attempts = record.get("attempts")
+    last = attempts[-1] if isinstance(attempts, list) and attempts else None
+    pid = get(last, "pid")
+    if get(last, "host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        return False
+    return False
 
 
 def _pending_points(sweep: Path) -> Iterator[RunFiles]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from vlmexp.comparison.paired import Prediction, pair, read_predictions
 from vlmexp.comparison.reading import RunFiles, get, leaves
-from vlmexp.comparison.rows import LOSSES, Row, Score, is_number, plain, short_options, varying
+from vlmexp.comparison.rows import LOSSES, Row, Score, about_intervals, is_number, plain, short_options, varying
 from vlmexp.comparison.thumbnails import find_media, thumbnail
 from vlmexp.errors import UserError
 from vlmexp.report import LABELS
@@ -61,6 +61,7 @@ def build_report(
         "short": short_options(keys),
         **_recorded([row.run for row in rows], ignored),
         "runs": [_run(row, metric, evaluation, keys) for row in rows],
+        "intervals": about_intervals(rows, metric),
         "notes": [],
     }
     for entry in content["runs"][CURVE_RUNS:]:
@@ -156,6 +157,7 @@ def _by(run: RunFiles, metric: str | None, evaluation: str) -> dict[str, dict[st
             value: [_number(entry, "metrics", str(metric)), _number(entry, "n")] for value, entry in groups.items()
         }
         for column, groups in (by or {}).items()
+        if isinstance(groups, dict)
     }
 
 

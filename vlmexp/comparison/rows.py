@@ -12,19 +12,23 @@ from typing import Any
 from vlmexp.comparison.reading import UNFINISHED, RunFiles, get, seconds, short_names
 from vlmexp.errors import unknown
 from vlmexp.evaluation.intervals import wilson
-from vlmexp.evaluation.metrics import CORPUS_METRICS
 
 LOSSES = ("eval_loss", "loss")
+ZERO_OR_ONE = ("exact_match", "multiple_choice_accuracy", "relaxed_accuracy")  # what they give a single example
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value over n examples with its 95 % interval; of a group, the mean and deviation over the seeds."""
+    """A metric's value over n examples with its 95 % interval; of a group, the mean and deviation over the seeds.
+
+    `method` says how the interval was found: bootstrap (by the run itself) or Wilson.
+    """
 
     value: float
     n: int | None = None
     low: float | None = None
     high: float | None = None
+    method: str | None = None
     seeds: int | None = None
     deviation: float | None = None
 
@@ -83,6 +87,7 @@ def _row(run: RunFiles, name: str, evaluation: str) -> Row:
     scores |= {name: Score(float(value)) for name, value in losses.items() if is_number(value)}
     rates = [row["samples_per_s"] for row in run.metrics if is_number(row.get("samples_per_s"))]
     memory = [row["memory_gib"] for row in run.metrics if is_number(row.get("memory_gib"))]
+    peak = run.get("stages", "train", "peak_memory_gib")
     return Row(
         run=run,
         name=name,
@@ -90,7 +95,7 @@ def _row(run: RunFiles, name: str, evaluation: str) -> Row:
         base=scores_of(run.evaluations.get("base")),
         seconds=seconds(run),
         samples_per_s=statistics.median(rates) if rates else None,
-        memory_gib=run.get("stages", "train", "peak_memory_gib") or max(memory, default=None),
+        memory_gib=peak if is_number(peak) and peak else max(memory, default=None),
     )
 
 
@@ -100,14 +105,35 @@ def scores_of(evaluation: Mapping[str, Any] | None) -> dict[str, Score]:
     if not isinstance(metrics, dict):
         return {}
     names = sorted(metrics, key=lambda name: name != main)
-    return {name: score(name, metrics[name], n) for name in names if is_number(metrics[name])}
+    return {
+        name: score(name, metrics[name], n, get(evaluation, "intervals", name))
+        for name in names
+        if is_number(metrics[name])
+    }
 
 
-def score(metric: str, value: float, n: Any) -> Score:
-    """A score with its Wilson interval, if it is a mean of values between 0 and 1."""
-    if not isinstance(n, int) or n < 1 or metric in CORPUS_METRICS or not 0 <= value <= 1:
-        return Score(float(value), n if isinstance(n, int) else None)
-    return Score(float(value), n, *wilson(value, n))
+def score(metric: str, value: float, n: Any, stored: Any) -> Score:
+    """A score with the interval that the run has stored; without one Wilson's, if it is a share of right answers."""
+    n = n if isinstance(n, int) and n > 0 else None
+    if isinstance(stored, list) and len(stored) == 2 and all(map(is_number, stored)):
+        return Score(float(value), n, float(stored[0]), float(stored[1]), "bootstrap")
+    if n is None or metric not in ZERO_OR_ONE or not 0 <= value <= 1:
+        return Score(float(value), n)
+    return Score(float(value), n, *wilson(value, n), "Wilson")
+
+
+def about_intervals(rows: Iterable[Row], metric: str | None) -> str:
+    """How the intervals of a metric were found, in a sentence; nothing where there are none."""
+    scores = [found for row in rows if (found := row.scores.get(metric or "")) and found.seeds is None]
+    count = Counter(score.method for score in scores)
+    if not count["bootstrap"] and not count["Wilson"]:
+        return ""
+    told = ["bootstrap over examples"] if count["bootstrap"] else []
+    if count["Wilson"]:
+        told.append(f"Wilson's for {count['Wilson']:,} that stored none")
+    if count[None]:
+        told.append(f"no interval for {count[None]:,} that stored none")
+    return f"95 % intervals: {'; '.join(told)}."
 
 
 def main_metric(rows: Iterable[Row], wanted: str | None, evaluation: str) -> str | None:
@@ -190,8 +216,9 @@ def mark_differences(rows: Sequence[Row], evaluation: str) -> None:
 
 def _evaluated_on(run: RunFiles, evaluation: str) -> dict[str, Any]:
     result = run.evaluations.get(evaluation)
+    data = get(result, "data_fingerprint") or run.get("data", "fingerprint")
     return {
-        "data": get(result, "data_fingerprint") or run.get("data", "fingerprint"),
+        "data": None if data is None else plain(data),
         "split": get(result, "split"),
         "sample": get(result, "sample"),
         "n": get(result, "n"),
@@ -204,7 +231,8 @@ def group_seeds(rows: Iterable[Row], ignored: Sequence[str]) -> list[Row]:
     Where a seed was run more than once, its newest finished run counts.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
+    sweeps: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # what a point of a sweep is but for its seed: its group
+    for row in sorted(rows, key=lambda row: row.run.status == "pending"):
         same = tuple(
             (option, plain(value))
             for option, value in sorted(row.run.options.items())
@@ -212,6 +240,11 @@ def group_seeds(rows: Iterable[Row], ignored: Sequence[str]) -> list[Row]:
         )
         # A run without options is alone, and scores on other data are never averaged with these.
         key = (same, tuple(row.marks)) if same else (str(row.run.directory),)
+        overrides = [str(text) for text in row.run.get("overrides") or []]
+        point = (row.run.directory.parent, frozenset(text for text in overrides if not text.startswith("seed=")))
+        if row.run.status == "pending":  # it has no other options yet than its overrides
+            key = sweeps.get(point, key)
+        sweeps.setdefault(point, key)
         groups.setdefault(key, []).append(row)
     return [_group(members) if len(members) > 1 else members[0] for members in groups.values()]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmexp.comparison.rows import LOSSES, Row, Score, plain, short_options
+from vlmexp.comparison.rows import LOSSES, Row, Score, about_intervals, plain, short_options
 from vlmexp.comparison.sheets import Sheet
 from vlmexp.report import LABELS
 
@@ -64,6 +64,8 @@ def print_leaderboard(
         cells = [Text(column.cells[number], style=style if column.title == "status" else "") for column in shown]
         table.add_row(*cells)
     console.print(table)
+    if caption := about_intervals(rows, metric):
+        console.print(caption, style="dim", markup=False)
     for mark, names in marked(rows).items():
         console.print(f"! {mark}: {names}", style="yellow", markup=False, soft_wrap=True)
     if left_out:
@@ -171,7 +173,9 @@ def full_sheet(rows: Sequence[Row], options: Sequence[str], metric: str | None, 
 def short_sheet(rows: Sequence[Row], options: Sequence[str], metric: str | None, title: str) -> Sheet:
     """The cells of the terminal's table without its limits."""
     columns = leaderboard(rows, options, metric)
-    return Sheet(title, [{c.title: c.cells[index] for c in columns} for index in range(len(rows))])
+    caption = about_intervals(rows, metric)
+    notes = [caption] if caption else []
+    return Sheet(title, [{c.title: c.cells[index] for c in columns} for index in range(len(rows))], notes=notes)
 
 
 def _full(row: Row, options: Sequence[str], metric: str | None, others: Sequence[str]) -> dict[str, Any]:
@@ -186,6 +190,7 @@ def _full(row: Row, options: Sequence[str], metric: str | None, others: Sequence
         metric or "score": found.value if found else None,
         "low": found.low if found else None,
         "high": found.high if found else None,
+        "interval": found.method if found else None,
         **(seeds if row.members else {}),
         "n": found.n if found else None,
         "base": before.value if before else None,

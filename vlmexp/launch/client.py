@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 
@@ -51,6 +52,7 @@ def run_points(sweep: Sweep, points: Sequence[Point], plan: Plan, queued: Sequen
     shown: dict[int, str] = {}
     started, unsettled = time.monotonic(), 0
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # means to the client what Ctrl-C does
         while True:
             states = queue.states(ours) if ours else {}
             if states is not None:

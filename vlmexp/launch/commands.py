@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -14,7 +18,7 @@ from rich.table import Table
 from vlmexp import command_line
 from vlmexp.errors import UserError, unknown
 from vlmexp.launch.client import current, refuse_failures, run_points
-from vlmexp.launch.snapshot import take_snapshot
+from vlmexp.launch.snapshot import python_environment, take_snapshot
 from vlmexp.launch.sweep import Standing, Sweep
 
 _REFRESH_S = 5.0
@@ -39,7 +43,7 @@ def status(arguments: list[str]) -> None:
 
 
 def resume(arguments: list[str]) -> None:
-    """Submit again what is missing, lost or preempted, and with resume.failed=true what failed.
+    """Submit again what is missing, lost or preempted, and with resume.failed=true what failed; go on with a search.
 
     Then wait for these and for what is in the queue already, as the client does that submitted it.
     Numbers, directories, launcher settings and code are those of the sweep; `hydra.launcher.NAME=VALUE` changes a
@@ -62,7 +66,8 @@ def resume(arguments: list[str]) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in left.items() if count and name not in wanted)
     print(f"{sweep.directory}: {len(points)} of {len(standings)} points to run{f' ({counts})' if counts else ''}")
     queued = [standing.point for standing in standings if standing.status in ("pending", "running")]
-    if not points and not (queued and settings["wait"]):
+    to_wait_for = queued if settings["wait"] else []
+    if not points and not to_wait_for and sweep.search is None:
         return
     code = options.get("resume.code", "same")
     if code not in ("same", "current"):
@@ -72,7 +77,21 @@ def resume(arguments: list[str]) -> None:
 
         snapshot = take_snapshot(sweep.directory / "code", CONFIG_DIR)
         plan = dataclasses.replace(plan, code=str(snapshot.relative_to(sweep.directory)))
-    refuse_failures(sweep, run_points(sweep, points, dataclasses.replace(plan, settings=settings), queued))
+    plan = dataclasses.replace(plan, settings=settings)
+    ended = run_points(sweep, points, plan, to_wait_for) if points or to_wait_for else []
+    if sweep.search is not None:
+        given = [text for text in command_line.overrides(arguments) if command_line.key_of(text).startswith(_LAUNCHER)]
+        _go_on_searching(sweep, sweep.search, given, sweep.directory / plan.code)
+    refuse_failures(sweep, ended)
+
+
+def _go_on_searching(sweep: Sweep, search: list[str], given: list[str], code: Path) -> NoReturn:
+    """Become the search's client again, with the code that its points run."""
+    quoted = str(sweep.directory).replace("'", "\\'")
+    kept = [text for text in search if command_line.key_of(text) != "hydra.sweep.dir"]
+    command = [sys.executable, "-m", "vlmexp", "--multirun", *kept, *given, f"hydra.sweep.dir='{quoted}'"]
+    sys.stdout.flush()
+    os.execve(sys.executable, command, os.environ | python_environment(code))
 
 
 def table(sweep: Sweep, standings: Sequence[Standing]) -> Table:
@@ -83,7 +102,7 @@ def table(sweep: Sweep, standings: Sequence[Standing]) -> Table:
         ("point", "right"), ("status", "left"), ("job", "left"), ("stage", "left"), ("step", "right"),
         ("loss", "right"), ("remaining", "right"), ("metric", "right"), ("overrides", "left"),
     ):  # fmt: skip
-        shown.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        shown.add_column(heading, justify=justify, no_wrap=heading == "status")  # type: ignore[arg-type]
     for standing in standings:
         record = standing.record or {}
         running = [name for name, entry in record.get("stages", {}).items() if entry["status"] == "running"]

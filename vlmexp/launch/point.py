@@ -25,6 +25,13 @@ class RunPoint:
     hydra_overrides: tuple[str, ...]
 
     def __call__(self) -> None:
+        """As a job of submitit's."""
+        _see_gpus()
+        _join_ranks()
+        self.run()
+
+    def run(self) -> None:
+        """In this process, unless the point is done."""
         sweep = Sweep(self.sweep)
         point = next(point for point in sweep.points if point.point == self.number)
         directory = sweep.run_directory(point)
@@ -32,13 +39,17 @@ class RunPoint:
         if record.exists() and read_json(record)["status"] == "done":
             print(f"{directory} is done.")
             return
-        _see_gpus()
-        _join_ranks()
         quoted = str(directory).replace("'", "\\'")
         sys.argv = ["vlmexp", *point.overrides, *self.hydra_overrides, "hydra.mode=RUN", f"hydra.run.dir='{quoted}'"]
         from vlmexp.main import main
 
         main()
+
+    def command(self) -> list[str]:
+        """What runs it in a process of its own."""
+        return [
+            sys.executable, "-m", "vlmexp.launch.point", str(self.sweep), str(self.number), *self.hydra_overrides
+        ]  # fmt: skip
 
     def checkpoint(self) -> Any:
         """What submitit requeues: the same again; the run directory knows how far it came."""
@@ -75,3 +86,7 @@ def _address(node: str) -> str:
         show = subprocess.run(["scontrol", "show", "node", node, "-o"], capture_output=True, text=True, timeout=60)
         found = [word.removeprefix("NodeAddr=") for word in show.stdout.split() if word.startswith("NodeAddr=")]
         return found[0] if found else node
+
+
+if __name__ == "__main__":
+    RunPoint(Path(sys.argv[1]), int(sys.argv[2]), tuple(sys.argv[3:])).run()

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +40,7 @@ class Queue(Protocol):
         """Job -> state of those jobs that have not ended; None if the queue does not answer."""
 
     def cancel(self, jobs: Sequence[str]) -> str | None:
-        """Tell jobs to save and to end; returns what the queue has against it, if anything."""
+        """Tell jobs to save and to end, while Ctrl-C is held back; returns what the queue has against it."""
 
     def cancel_command(self, jobs: Sequence[str]) -> str:
         """What a user types for that."""
@@ -47,7 +48,10 @@ class Queue(Protocol):
 
 def queue_of(kind: str, settings: Mapping[str, Any], folder: Path) -> Queue:
     """The queue that a launcher's settings describe; job files and output go below `folder`."""
-    return SlurmQueue(settings, folder) if kind == "slurm" else LocalQueue(settings, folder)
+    kinds: dict[str, Callable[[Mapping[str, Any], Path], Queue]] = {
+        "slurm": SlurmQueue, "local": LocalQueue, "foreground": ForegroundQueue,
+    }  # fmt: skip
+    return kinds[kind](settings, folder)
 
 
 class SlurmQueue:
@@ -141,25 +145,58 @@ class LocalQueue:
             return [executor.submit(function).job_id for function in functions]
 
     def states(self, jobs: Sequence[str]) -> dict[str, str] | None:
-        return {job: "RUNNING" for job in jobs if self._is_alive(job)}
+        return {job: "RUNNING" for job in jobs if _is_alive(job, self.folder)}
 
     def cancel(self, jobs: Sequence[str]) -> str | None:
         for job in jobs:
-            if self._is_alive(job):
+            if _is_alive(job, self.folder):
                 os.kill(int(job), signal.SIGTERM)  # submitit's controller passes it on
         return None
 
     def cancel_command(self, jobs: Sequence[str]) -> str:
         return f"kill {' '.join(jobs)}"
 
-    def _is_alive(self, job: str) -> bool:
-        """Whether the process is there and is still submitit's controller of this sweep."""
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(int(job), os.WNOHANG)  # the client's own child stays a zombie until someone asks
-        with contextlib.suppress(OSError):
-            command = Path("/proc", job, "cmdline").read_bytes()  # empty for a moment while the program is loaded
-            return str(self.folder).encode() in command or not command
-        return False
+
+class ForegroundQueue:
+    """One process after the other, each on the client's terminal; none outlives a client that is interrupted."""
+
+    patience_s = 0.5
+    parallel: int | None = 1
+
+    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+        self.settings, self.sweep = settings, folder.parent
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def submit(self, functions: Sequence[Any], snapshot: Path) -> list[str]:
+        with _environment(python_environment(snapshot)):
+            started = [subprocess.Popen(function.command()) for function in functions]
+        self._processes |= {str(process.pid): process for process in started}
+        return [str(process.pid) for process in started]
+
+    def states(self, jobs: Sequence[str]) -> dict[str, str] | None:
+        return {job: "RUNNING" for job in jobs if _is_alive(job, self.sweep)}
+
+    def cancel(self, jobs: Sequence[str]) -> str | None:
+        for process in (self._processes[job] for job in jobs if job in self._processes):  # not another client's
+            process.terminate()
+            while process.poll() is None:
+                if signal.SIGINT in signal.sigpending():  # of somebody for whom saving takes too long
+                    process.kill()
+                time.sleep(0.1)
+        return None
+
+    def cancel_command(self, jobs: Sequence[str]) -> str:
+        return f"kill {' '.join(jobs)}"
+
+
+def _is_alive(job: str, folder: Path) -> bool:
+    """Whether the process is there and its command line names the folder, so that it is ours."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(int(job), os.WNOHANG)  # the client's own child stays a zombie until someone asks
+    with contextlib.suppress(OSError):
+        command = Path("/proc", job, "cmdline").read_bytes()  # empty for a moment while the program is loaded
+        return str(folder).encode() in command or not command
+    return False
 
 
 @contextlib.contextmanager

@@ -20,13 +20,13 @@ _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def take_snapshot(folder: Path, config_dir: Path, search_path: Sequence[Path] = ()) -> Path:
-    """Copy the package, its Hydra plugin and the config folders to `folder/<digest>`, unless they are there already.
+    """Copy the package, its Hydra plugins and the config folders to `folder/<digest>`, unless they are there already.
 
     Returns:
         the copy: the folder to put on PYTHONPATH, with `searchpath-0`, ... for the folders of `search_path`.
     """
-    plugin = Path("hydra_plugins", "vlmexp_launcher")
-    sources = {Path("vlmexp"): PACKAGE, plugin: PACKAGE.parent / plugin}
+    plugins = [Path("hydra_plugins", name) for name in ("vlmexp_launcher", "vlmexp_sweeper")]
+    sources = {Path("vlmexp"): PACKAGE, **{plugin: PACKAGE.parent / plugin for plugin in plugins}}
     if not config_dir.is_relative_to(PACKAGE):
         sources[Path("conf")] = config_dir
     searched = {Path(f"searchpath-{number}"): path for number, path in enumerate(search_path)}

@@ -4,6 +4,7 @@ multirun/<day>/<time>/
   points.jsonl     {"point": 3, "overrides": ["peft.r=8"], "directory": "3"}, before anything is submitted
   jobs.jsonl       {"point": 3, "job": "17_3", "submitted": "..."}, a line a submission
   launch.json      the launcher's settings, for a later stage=resume
+  search.json      {"arguments": [...]} of a search's command line, for the same
   code/<digest>/   the package and the config folders as they were; the jobs run these
   .submitit/       submitit's own files and each job's output
   0/  1/  2/       the run directories
@@ -128,6 +129,12 @@ class Sweep:
         write_json(self.directory / "launch.json", vars(plan))
 
     @property
+    def search(self) -> list[str] | None:
+        """The command line of the search that proposed the points; None if no search did."""
+        path = self.directory / "search.json"
+        return read_json(path)["arguments"] if path.exists() else None
+
+    @property
     def jobs(self) -> dict[int, str]:
         """Number of a point -> the job that it was given last."""
         return {row["point"]: row["job"] for row in read_jsonl(self.directory / "jobs.jsonl")}
@@ -190,7 +197,7 @@ class Sweep:
             return str(record["error"]), log if log.exists() else next(iter(errors), None)
         text = errors[0].read_text(encoding="utf-8", errors="replace") if errors else ""
         lines = [line.rpartition("\r")[2].strip() for line in text.splitlines() if line.strip()]
-        return "\n".join(lines[-_LOG_LINES:]), next(iter(errors), None)
+        return "\n".join(lines[-_LOG_LINES:]), next(iter(errors), log if log.exists() else None)
 
 
 def _age_s(text: str) -> float:

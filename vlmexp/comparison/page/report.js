@@ -32,20 +32,20 @@ function duration(span) {
 // --- leaderboard ---------------------------------------------------------------------------------------------------
 
 function scoreCell(run) {
-  const cell = element("td");
   if (!run.score) return element("td", { className: `problem ${run.status}`, textContent: run.note || "–", title: run.note });
   const { value, low, high } = run.score;
+  const content = element("div", { className: "score" });
   if (low != null) {
     const bar = element("span", { className: "bar" }), range = element("i"), point = element("b");
     range.style.left = `${100 * low}%`;
     range.style.width = `${100 * (high - low)}%`;
     point.style.left = `${100 * value}%`;
     bar.append(range, point);
-    cell.append(bar);
+    content.append(bar);
   }
-  cell.append(element("b", { textContent: shown(value) }));
-  if (low != null) cell.append(element("span", { className: "soft", textContent: ` [${(100 * low).toFixed(1)}, ${(100 * high).toFixed(1)}]` }));
-  return cell;
+  content.append(element("b", { textContent: shown(value) }));
+  if (low != null) content.append(element("span", { className: "soft", textContent: `[${(100 * low).toFixed(1)}, ${(100 * high).toFixed(1)}]` }));
+  return element("td", {}, content);
 }
 
 function againstBest(run) {
@@ -129,7 +129,7 @@ function drawCurves() {
   const narrow = innerWidth < 640;
   Plotly.react($("#curves .plot"), traces, layout({
     height: narrow ? 340 : 420, showlegend: drawn.length > 1 && (!narrow || drawn.length <= MANY),
-    legend: narrow ? { orientation: "h", y: -0.2 } : { font: { size: 12 } }, hovermode: drawn.length > MANY ? "closest" : "x unified", dragmode: narrow ? false : "zoom",
+    legend: narrow ? { orientation: "h", y: -0.3 } : { font: { size: 12 } }, hovermode: drawn.length > MANY ? "closest" : "x unified", dragmode: narrow ? false : "zoom",
     xaxis: { title: { text: "step" } }, yaxis: { title: { text: name.replaceAll("_", " ") }, type: $("#curves input").checked ? "log" : "linear" },
   }), CONFIG);
 }
@@ -312,6 +312,7 @@ function start() {
   if (answering.length) drawExamples();
 
   $("nav").append(...[...document.querySelectorAll("section:not([hidden])")].map((section) => element("a", { href: `#${section.id}`, textContent: section.dataset.title })));
+  $("#intervals").textContent = data.intervals;
   $("footer").textContent = data.notes.join(" ");
   $("#theme").onclick = () => setTheme(document.documentElement.dataset.theme !== "dark");
   const system = matchMedia("(prefers-color-scheme: dark)");

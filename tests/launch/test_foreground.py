@@ -1,0 +1,119 @@
+"""A sweep as it is typed without a launcher: one process after the other on the terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import cli_environment
+from vlmexp.files import read_json, read_jsonl
+from vlmexp.launch.sweep import Sweep
+
+pytestmark = pytest.mark.slow
+
+PROBE = """
+import os, signal, time
+from pathlib import Path
+
+def stage(config, run):
+    print(f"process {os.getpid()} at work")
+    if config.peft["r"] == 3:
+        raise RuntimeError("out of luck")
+    if config.peft["r"] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    until = time.monotonic() + 120  # nothing outlives a failing test for long
+    while config.seed == 1 and not Path("go").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return {"metric": config.peft["r"] * 10}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path) -> dict[str, str]:
+    """An environment with a stage of the user's own."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    return {"PYTHONPATH": os.pathsep.join([cli_environment(tmp_path)["PYTHONPATH"], str(tmp_path)])}
+
+
+def test_a_point_that_fails_and_one_that_is_killed_do_not_end_it(cli, mine, tmp_path):
+    sweep = tmp_path / "sweep"
+    done = cli("-m", "stage=probe.stage", "peft.r=2,3,5,4", "hydra.sweep.dir=sweep", **mine)
+    assert done.returncode == 1
+    assert "2 of 4 points did not reach their end" in done.stderr
+    assert "Error executing job" not in done.stderr
+    assert "point 1 failed: peft.r=3\n    RuntimeError: out of luck\n" in done.stderr
+    assert "point 2 lost: peft.r=5\n" in done.stderr
+    assert [row["overrides"][1] for row in read_jsonl(sweep / "points.jsonl")] == [
+        "peft.r=2", "peft.r=3", "peft.r=5", "peft.r=4",
+    ]  # fmt: skip
+    processes = [line for line in done.stdout.splitlines() if line.startswith("process ")]
+    assert len(set(processes)) == 4, "every point has a process of its own, and what it prints is seen"
+    assert "2 done, 1 failed, 1 lost" in cli("stage=status", f"sweep={sweep}", **mine).stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_client_that_is_told_to_stop_stops_its_point(number, cli, mine, tmp_path, data_dir):
+    sweep = tmp_path / "sweep"
+    client = subprocess.Popen(
+        [sys.executable, "-m", "vlmexp", "-m", "stage=probe.stage", "peft.r=2,4", "seed=1", "hydra.sweep.dir=sweep"],
+        cwd=tmp_path, env=cli_environment(data_dir) | mine, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (sweep / "0" / "run.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    if number == signal.SIGINT:
+        os.killpg(client.pid, number)  # as a terminal does
+    else:
+        client.send_signal(number)
+    said, errors = client.communicate(timeout=60)
+    assert client.returncode == 130, errors
+    assert f"stage=resume sweep={sweep}" in said
+    assert read_json(sweep / "0" / "run.json")["status"] == "preempted"
+    assert not os.path.exists(f"/proc/{Sweep(sweep).jobs[0]}")
+    (tmp_path / "go").touch()
+    done = cli("stage=resume", f"sweep={sweep}", **mine)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 points to run" in done.stdout
+
+
+def test_every_point_is_checked_before_the_first_starts(cli, mine, tmp_path):
+    done = cli("-m", "stage=probe.stage", "train.logging_steps=1,1.5", "hydra.sweep.dir=sweep", **mine)
+    assert done.returncode == 2
+    assert "point 1 (" in done.stderr
+    assert "train.logging_steps=1.5 must be a whole number" in done.stderr
+    assert not (tmp_path / "sweep" / "points.jsonl").exists()
+
+
+def test_presets(cli, mine, tmp_path):
+    """A preset that is a sweep, with and without the plus; several presets; a sweep in a sweep is refused."""
+    done = cli(
+        "-m", "+experiment=sweep_lora", "stage=probe.stage", "peft.r=2", "train.learning_rate=1e-3", "seed=0,2",
+        "hydra.sweep.dir=one", **mine,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    points = [row["overrides"] for row in read_jsonl(tmp_path / "one" / "points.jsonl")]
+    assert [point[-1] for point in points] == ["seed=0", "seed=2"]
+    assert [read_json(tmp_path / "one" / str(n) / "run.json")["result"]["metric"] for n in range(2)] == [20, 20]
+    done = cli("-m", "+experiment=sweep_lora,pretrain_tiny", "hydra.sweep.dir=two", **mine)
+    assert done.returncode == 2
+    assert "point 0 (experiment=sweep_lora) is a sweep itself" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "launcher"),
+    [([], "ForegroundLauncher"), (["experiment=mine"], "LocalLauncher"), (["hydra/launcher=slurm"], "SlurmLauncher")],
+)
+def test_a_preset_may_choose_the_launcher(arguments, launcher, cli, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    preset = "# @package _global_\ndefaults:\n  - override /hydra/launcher: slurm_local\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(preset)
+    done = cli(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", *arguments, "--cfg", "hydra")
+    assert f"_target_: hydra_plugins.vlmexp_launcher.{launcher}\n" in done.stdout

@@ -1,0 +1,63 @@
+"""What is wrong with a sweep, said before its first point starts."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig, open_dict
+
+from vlmexp.errors import UserError
+from vlmexp.main import check
+
+_LAUNCHERS = "hydra_plugins.vlmexp_launcher."
+
+
+def check_points(loader: ConfigLoader, config: DictConfig, all_overrides: Sequence[Sequence[str]]) -> None:
+    """Compose and check every point.
+
+    Args:
+        config: of the sweep, with its node `hydra`.
+
+    Raises:
+        UserError: a point could not start; nothing has been written so far.
+    """
+    for number, overrides in enumerate(all_overrides):
+        check_point(loader, config, overrides, f"point {number} ")
+
+
+def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str], name: str = "") -> None:
+    """The same for a single one."""
+    name += f"({' '.join(overrides)})"
+    composed = loader.load_sweep_config(config, list(overrides))
+    if composed.hydra.sweeper.get("params") != config.hydra.sweeper.get("params"):
+        raise UserError(f"{name} is a sweep itself, and sweeps do not nest: start it by itself.")
+    with open_dict(composed):
+        del composed["hydra"]
+    try:
+        check(composed)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def check_search(config: DictConfig) -> None:
+    """Raise a UserError if a search cannot be made: no optuna, a launcher without results, numbers out of range."""
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("hydra/sweeper=optuna needs optuna: pip install 'vlmexp[optuna]'.")
+    launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
+    if not str(launcher.get("_target_")).startswith(_LAUNCHERS):
+        raise UserError(
+            f"hydra/sweeper=optuna does not work with hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}: "
+            "choose local, slurm_local or slurm."
+        )
+    if not launcher.get("wait", True):
+        raise UserError(
+            "hydra.launcher.wait=false: a search needs the results of its points before it proposes others, so its "
+            "client has to stay. Leave the option out."
+        )
+    for name in ("n_trials", "n_jobs"):
+        if sweeper[name] < 1:
+            raise UserError(f"hydra.sweeper.{name}={sweeper[name]} must be at least 1.")
+    if not 0 <= sweeper.max_failure_rate <= 1:
+        raise UserError(f"hydra.sweeper.max_failure_rate={sweeper.max_failure_rate} must be from 0 to 1.")
