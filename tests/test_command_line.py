@@ -30,6 +30,8 @@ MISTAKES = {
     "train.learning_rate=-1": ["train.learning_rate=-1", "at least 0"],
     "train.per_device_train_batch_size=0": ["per_device_train_batch_size=0", "at least 1"],
     "train.gradient_audit=wran": ["'wran'", "did you mean 'warn'?"],
+    "train.tokens_per_batch=0": ["train.tokens_per_batch=0", "at least 1"],
+    "dataset.options.streaming=true": ["dataset.options.streaming=True", "not streamed", "paths.data"],
     "train.memory_preflight=maybe": ["train.memory_preflight", "'maybe'"],
     "train.metric_for_best_model=vqa_acc": ["'vqa_acc'", "did you mean 'vqa_accuracy'?", "loss"],
     "train.early_stopping_patience=0": ["train.early_stopping_patience=0", "at least 1"],

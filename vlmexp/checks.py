@@ -205,6 +205,12 @@ def _check_together(config: Config) -> None:
             f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "
             "only label that the loss of transformers' models leaves out."
         )
+    if config.dataset.options.get("streaming"):
+        raise UserError(
+            f"dataset.options.streaming={config.dataset.options['streaming']}: data sets are not streamed. They are "
+            "prepared on disk once and mapped from there, so memory does not grow with them: leave the option out, and "
+            "set paths.data to a disk that has room for them."
+        )
     has_conversations = bool(config.dataset.columns.get("messages"))
     for role in dict.fromkeys([*([] if has_conversations else ["answer"]), *required_roles(config)]):
         if not config.dataset.columns.get(role):
@@ -352,6 +358,7 @@ def _check_open_leaves(config: Config) -> None:
     check_fields("train", library_options(config.train, TrainExtras), "transformers", "TrainingArguments")
     ours = train_extras(config)
     _check_choice("train.gradient_audit", ours.gradient_audit, AUDITS)
+    _check_tokens_per_batch(config, ours.tokens_per_batch)
     for name, rate in (("vision", ours.vision_learning_rate), ("projector", ours.projector_learning_rate)):
         if rate is not None and rate <= 0:
             raise UserError(
@@ -413,6 +420,23 @@ def _check_evaluations(config: Config) -> None:
         for name, value in asked.items():
             if value:
                 raise UserError(f"train.{name}={value} needs evaluations: set train.eval_strategy=steps or epoch.")
+
+
+def _check_tokens_per_batch(config: Config, tokens: int | None) -> None:
+    if tokens is None:
+        return
+    if tokens < 1:
+        raise UserError(f"train.tokens_per_batch={tokens} must be at least 1.")
+    if config.train.get("train_sampling_strategy") != "group_by_length":
+        raise UserError(
+            f"train.tokens_per_batch={tokens} needs train.train_sampling_strategy=group_by_length: its batches hold "
+            "examples of like length."
+        )
+    if config.train.get("auto_find_batch_size"):
+        raise UserError(
+            f"train.tokens_per_batch={tokens} and train.auto_find_batch_size=true both decide how large batches are: "
+            "leave one of them out."
+        )
 
 
 def _check_quantization(values: Mapping[str, Any]) -> None:

@@ -200,6 +200,7 @@ class TrainExtras:
     memory_preflight: bool = True  # forward and backward on the heaviest batch of the training, before it begins
     eval_generation_examples: int | None = None  # answered at each evaluation; null: 200 if a metric needs them
     early_stopping_patience: int | None = None  # end after so many evaluations without a better one; null: never
+    tokens_per_batch: int | None = None  # a process's batch, padding included; null: per_device_train_batch_size
 
 
 @dataclass

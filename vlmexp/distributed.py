@@ -40,6 +40,11 @@ def refuse_sharding() -> None:
             )
 
 
+def local_world_size() -> int:
+    """How many of the job's processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def start() -> None:
     """Join the job's process group, through accelerate, which chooses the backend that the Trainer expects."""
     global _control

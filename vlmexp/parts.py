@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import peft
 import torch
 from transformers import ProcessorMixin
@@ -84,11 +85,16 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
     )
 
 
-def shares_images(config: Config, collator: Collator, keys: Sequence[str], with_loss: bool) -> bool:
+def refused_share(config: Config) -> float:
+    """The largest share of examples that may be left out because the processor refuses their media."""
+    return config.dataset.max_bad_share if config.dataset.on_bad_sample == "skip" else 0.0
+
+
+def shares_images(config: Config, collator: Collator, keys: Sequence[str] | np.ndarray, with_loss: bool) -> bool:
     """Decide `collator.share_images`: `auto` shares where it is exact and there is something to share.
 
     Args:
-        keys: one text for each example, equal for examples about the same media.
+        keys: one value for each example, equal for examples about the same media.
         with_loss: whether the batches are for training.
 
     Raises:
@@ -98,7 +104,7 @@ def shares_images(config: Config, collator: Collator, keys: Sequence[str], with_
     reasons = reasons_not_to_share(config, collator, with_loss)
     if wanted == "always" and reasons:
         raise UserError(f"collator.share_images=always is not possible here: {'; '.join(reasons)}.")
-    return wanted != "never" and not reasons and (wanted == "always" or len(set(keys)) < len(keys))
+    return wanted != "never" and not reasons and (wanted == "always" or len(np.unique(keys)) < len(keys))
 
 
 def reasons_not_to_share(config: Config, collator: Collator, with_loss: bool) -> list[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.collator.test_sharing import loss_and_gradients
 from tests.conftest import example
 from tests.data.clips import clip, cut_off, drawn
-from vlmexp.collator.lengths import token_lengths
+from vlmexp.collator.lengths import fit, token_lengths
 from vlmexp.collator.sharing import branch_inputs
 from vlmexp.errors import UserError
 
@@ -62,6 +62,14 @@ def test_a_picture_of_a_shape_that_the_processor_refuses(make_collator, draw):
     item = example("red?", "yes", draw("red", (1, 4000)), id="tall")
     with pytest.raises(UserError, match=r"row tall: the model's processor takes no media of 1 x 4000 pixels"):
         token_lengths(make_collator(), [item], True)
+    items = [example("red?", "yes", draw("red")), item, example("red?", "no", draw("red"))]
+    with pytest.raises(UserError, match="row tall: .* takes no media of 1 x 4000"):
+        fit(make_collator(), items, 90, "error", refused_share=0.3)
+    fitted = fit(make_collator(), items, 90, "error", refused_share=0.4)
+    assert [one.answer for one in fitted] == ["yes", "no"]
+    assert fitted.lengths.tolist() == token_lengths(make_collator(), [items[0], items[2]], True)
+    assert len(fitted.refused) == 1
+    assert "row tall" in fitted.refused[0]
     options = ["collator.image_processing.resize_mode=stretch", "collator.image_processing.max_size=64"]
     assert token_lengths(make_collator(*options), [item], True) == [16 + 16]
 

@@ -84,10 +84,9 @@ def test_a_fraction_takes_at_least_one_image_and_leaves_one(vqa_files, tmp_path)
 
 
 def test_the_split_depends_on_its_seed_alone(vqa_files, tmp_path):
-    def validation(folder: str, seed: int) -> list[str]:
-        return Examples(
-            prepare_files(vqa_files, tmp_path / folder, split_seed=seed), "validation", COLUMNS
-        ).media_keys()
+    def validation(folder: str, seed: int) -> list[int]:
+        prepared = prepare_files(vqa_files, tmp_path / folder, split_seed=seed)
+        return Examples(prepared, "validation", COLUMNS).media_keys().tolist()
 
     assert validation("a", 0) == validation("b", 0)
     assert validation("a", 0) != validation("a", 1)

@@ -32,8 +32,8 @@ def test_the_longest_row_comes_first_with_its_longest_question():
 
 
 def test_the_batches_are_those_of_the_training():
-    sampler = EpochSampler(shuffled(5), 5, seed=3)
-    found = list(training_batches(sampler, size=2, count=5))
+    sampler = EpochSampler(shuffled(5), 5, seed=3, batch_size=2)
+    found = list(training_batches(sampler, count=5))
     assert [len(batch) for batch in found] == [2, 2, 1, 2, 2]
     first = list(sampler)
     assert [index for batch in found[:3] for index in batch] == first

@@ -20,7 +20,8 @@ from tests.training.test_train import losses, run_training, weights
 from vlmexp.collator.lengths import fit
 from vlmexp.errors import UserError
 from vlmexp.files import read_json
-from vlmexp.training.preflight import MemoryPreflight, undisturbed
+from vlmexp.training.heaviest import TokenCounts
+from vlmexp.training.preflight import TRAIN_TOKENS, Load, MemoryPreflight, advice, undisturbed
 from vlmexp.training.sampling import EpochSampler
 from vlmexp.training.trainer import VlmTrainer
 
@@ -89,7 +90,7 @@ def preflight(trainer, **options) -> dict:
     trainer.add_callback(
         MemoryPreflight(
             trainer,
-            EpochSampler(lambda rng: list(range(len(fitted))), len(fitted), 0),
+            EpochSampler(lambda rng: np.arange(len(fitted)), len(fitted), 0, batch_size=8),
             (fitted, None),
             None,
             lambda **values: record.update(values),
@@ -204,3 +205,18 @@ def test_a_batch_that_the_system_refuses(tmp_path, vqa_files, data_dir):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "advised" / "run.json").read_text())["stages"]["train"]["steps"] == 2
+
+
+def test_what_is_advised_for_a_token_budget(trainer):
+    fitted = trainer.train_dataset
+    counts = TokenCounts(fitted.lengths, fitted.media_lengths)
+    load = Load(TRAIN_TOKENS, 4000, 2, 0, counts.longest_first(range(8)), fitted, counts, trainer.rehearse)
+    assert load.sizes == [8, 4, 2, 1]
+    assert load.others(4) == 1
+    text = advice(load, 2, trainer.args, has_adapter=False)
+    longest = int(fitted.lengths.max())
+    assert text.startswith("train.tokens_per_batch=4000 does not fit into memory: its heaviest batch has ")
+    steps = -(-8000 // (2 * longest))
+    assert (
+        f"tokens_per_batch={2 * longest} fits, and with train.gradient_accumulation_steps={steps} keeps about" in text
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def weights(directory: Path) -> bytes:
 
 @pytest.mark.parametrize("sharing", ["auto", "never"])
 @pytest.mark.parametrize(("accumulation", "adapter_class"), [(1, "LoraConfig"), (2, "LoraConfig"), (1, None)])
-def test_a_resumed_run_is_the_undisturbed_run(small, tmp_path, sharing, accumulation, adapter_class):
+def test_a_resumed_run_is_the_undisturbed_run(small, tmp_path, cut_after, sharing, accumulation, adapter_class):
     config = small(
         f"collator.share_images={sharing}",
         f"train.gradient_accumulation_steps={accumulation}",
@@ -50,18 +49,7 @@ def test_a_resumed_run_is_the_undisturbed_run(small, tmp_path, sharing, accumula
     whole = losses(tmp_path / "whole")
     assert [row[0] for row in whole if row[1] is not None] == list(range(1, steps + 1))
 
-    # As a kill after step 3 would have left it: no later checkpoint and no export, but lines of later steps.
-    cut = tmp_path / "cut"
-    shutil.copytree(tmp_path / "whole", cut)
-    for path in cut.glob("checkpoints/checkpoint-*"):
-        if int(path.name.rpartition("-")[2]) > 3:
-            shutil.rmtree(path)
-    shutil.rmtree(cut / "model")
-    shutil.rmtree(cut / "deployment_model")
-    record = read_json(cut / "run.json")
-    record["stages"]["train"]["status"] = record["status"] = "running"
-    (cut / "run.json").write_text(json.dumps(record))
-
+    cut = cut_after(tmp_path / "whole", 3)
     record = run_training(config, cut)
     assert record["stages"]["train"]["resumed_from"] == "checkpoint-3"
     assert losses(cut) == whole

@@ -8,99 +8,142 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from tqdm import tqdm
+
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.encode import tokenize
+from vlmexp.collator.identity import collator_identity
 from vlmexp.collator.media import Shape, media_key, media_shape
-from vlmexp.collator.media_tokens import MediaTokens
+from vlmexp.collator.media_tokens import MediaTokens, RefusedMedia
 from vlmexp.collator.shrink import shrunk
 from vlmexp.data.example import Example
-from vlmexp.data.examples import ExampleSequence
+from vlmexp.data.examples import Examples, ExampleSequence
+from vlmexp.data.stored_arrays import stored_array
 from vlmexp.errors import UserError
 
 _CHUNK = 2048  # examples tokenized at a time
+_KNOWN_SHAPES = 4096  # of media; more are looked up again, as memory shall not grow with the data
+WORTH_STORING = 1000  # examples from which on their counts are kept
 KEEPING_ALL = {"drop": "shorten_text"}  # policies instead of others where every example counts
+REFUSED = -1  # instead of the length of an example with media that the model's processor does not take
 
 
 class Fitted(ExampleSequence):
     """Examples that all fit into `max_length` tokens.
 
     Attributes:
-        lengths: tokens of each example, media (and the answer, if it counts) included.
-        media_lengths: how many of these stand for media.
+        lengths: [examples] int32, tokens of each example, media (and the answer, if it counts) included.
+        media_lengths: [examples] int32, how many of these stand for media.
         dropped, shortened, shrunk: ids of the examples that were left out, lost the end of their question, or got
             smaller images.
+        refused: what is wrong with examples that were left out because the processor does not take their media.
     """
 
-    def __init__(self, examples: Sequence[Example], kept: Sequence[int], replaced: dict[int, Example]) -> None:
+    def __init__(self, examples: Sequence[Example], kept: range | np.ndarray, replaced: dict[int, Example]) -> None:
         self._examples, self._kept, self._replaced = examples, kept, replaced
-        self.lengths: list[int] = []
-        self.media_lengths: list[int] = []
+        self.lengths = self.media_lengths = np.zeros(0, np.int32)
         self.dropped: list[str] = []
         self.shortened: list[str] = []
         self.shrunk: list[str] = []
+        self.refused: list[str] = []
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def example(self, index: int) -> Example:
-        original = self._kept[index]
+        original = int(self._kept[index])
         return self._replaced.get(original) or self._examples[original]
 
     @property
-    def kept(self) -> Sequence[int]:
-        """Index of each example in the sequence that it came from."""
+    def kept(self) -> range | np.ndarray:
+        """Index of each example in the sequence that it came from, ascending."""
         return self._kept
 
-    def media_keys(self, keys: Sequence[str]) -> list[str]:
-        """For each example, a text that is equal for examples with the same media at the same size.
+    def media_keys(self, keys: np.ndarray) -> np.ndarray:
+        """[examples] int64: a number that is equal exactly for examples with the same media at the same size.
 
         Args:
             keys: the same of each example of the sequence that these came from, whatever the size.
         """
-        limits = {index: example.media_limit for index, example in self._replaced.items()}
-        return [f"{keys[index]} {limit}" if (limit := limits.get(index)) else keys[index] for index in self._kept]
+        own = keys[self._kept]
+        for original, example in self._replaced.items():
+            if example.media_limit is not None:
+                own[np.searchsorted(self._kept, original)] = hash((int(keys[original]), example.media_limit))
+        return own
 
 
 def token_lengths(collator: Collator, examples: Sequence[Example], with_answer: bool) -> list[int]:
-    """Tokens that each example becomes, exactly as the collator will make them."""
-    return [length for length, _ in _token_counts(collator, examples, with_answer, MediaTokens(collator))]
+    """Tokens that each example becomes, exactly as the collator will make them.
+
+    Raises:
+        UserError: the processor refuses media of an example.
+    """
+    lengths: list[int] = token_counts(collator, examples, with_answer)[0].tolist()
+    _refusals(collator, examples, [index for index, length in enumerate(lengths) if length == REFUSED], share=0.0)
+    return lengths
 
 
-def _token_counts(
-    collator: Collator, examples: Sequence[Example], with_answer: bool, media_tokens: MediaTokens
-) -> list[tuple[int, int]]:
-    """Tokens of each example, and how many of them stand for media."""
+def token_counts(collator: Collator, examples: Sequence[Example], with_answer: bool) -> np.ndarray:
+    """[2, examples] int32: tokens of each example (or REFUSED), and how many of them stand for media.
+
+    Those of a prepared split are kept with it and read again as long as nothing changes that they depend on.
+    """
+    if not isinstance(examples, Examples) or len(examples) < WORTH_STORING:
+        return _counted(collator, examples, with_answer)
+    key = {"examples": examples.identity, "collator": collator_identity(collator), "with_answer": with_answer}
+    name = f"{examples.identity['split']}-tokens"
+    return stored_array(examples.cache, name, key, lambda: _counted(collator, examples, with_answer))
+
+
+def _counted(collator: Collator, examples: Sequence[Example], with_answer: bool) -> np.ndarray:
+    media_tokens = MediaTokens(collator)
     shapes: dict[tuple[str, ...], Shape] = {}
-    counts = []
-    for start in range(0, len(examples), _CHUNK):
+    counts = np.empty((2, len(examples)), np.int32)
+    chunks = range(0, len(examples), _CHUNK)
+    for start in tqdm(chunks, "count tokens", unit=f" x {_CHUNK:,}", leave=False, disable=len(chunks) < 3):
         chunk = examples[start : start + _CHUNK]
         raw = tokenize(collator.processor, [collator.template.prompt(example).text for example in chunk])
         answers = [len(collator.answer_ids(example)) if with_answer else 0 for example in chunk]
-        for example, ids, answer in zip(chunk, raw, answers, strict=True):
+        for index, (example, ids, answer) in enumerate(zip(chunk, raw, answers, strict=True), start):
             key = media_key(example)
             if key not in shapes:
+                if len(shapes) == _KNOWN_SHAPES:
+                    shapes.clear()
                 shapes[key] = media_shape(example, collator.media)
-            media = media_tokens(example, shapes[key])
-            counts.append((len(ids) + media + answer, media))
+            try:
+                media = media_tokens(example, shapes[key])
+            except RefusedMedia:
+                counts[:, index] = REFUSED
+            else:
+                counts[:, index] = len(ids) + media + answer, media
     return counts
 
 
 def fit(
-    collator: Collator, examples: Sequence[Example], max_length: int, overlong: str, with_answer: bool = True
+    collator: Collator,
+    examples: Sequence[Example],
+    max_length: int,
+    overlong: str,
+    with_answer: bool = True,
+    refused_share: float = 0.0,
 ) -> Fitted:
-    """Apply the overlong policy.
+    """Apply the overlong policy, and leave out what the processor refuses.
 
     Args:
         overlong: `error`; `drop`, which leaves the example out; `shorten_text`, which takes tokens from the end of the
             question; or `shrink_image`, which makes images and frames smaller. Media tokens are never cut.
+        refused_share: the largest share of the examples that may be left out because the processor does not take media
+            of their size.
 
     Raises:
-        UserError: the policy is `error` and an example is too long, or shortening or shrinking is not enough.
+        UserError: the policy is `error` and an example is too long, shortening or shrinking is not enough, or the
+            processor refuses more.
     """
-    media_tokens = MediaTokens(collator)
-    counts = _token_counts(collator, examples, with_answer, media_tokens)
-    lengths, media_lengths = [length for length, _ in counts], [media for _, media in counts]
-    too_long = [index for index, length in enumerate(lengths) if length > max_length]
+    lengths, media_lengths = token_counts(collator, examples, with_answer)
+    kept: range | np.ndarray = range(len(examples))
+    refused = _refusals(collator, examples, np.flatnonzero(lengths == REFUSED).tolist(), refused_share)
+    too_long = np.flatnonzero(lengths > max_length).tolist()
     if too_long and overlong == "error":
         worst = max(too_long, key=lengths.__getitem__)
         raise UserError(
@@ -108,27 +151,40 @@ def fit(
             f"the longest, {examples[worst].id}, has {lengths[worst]}. Raise collator.max_length, or set "
             "collator.overlong to drop, shorten_text or shrink_image."
         )
-    if overlong == "drop":
-        dropped = set(too_long)
-        kept = [index for index in range(len(examples)) if index not in dropped]
-        result = Fitted(examples, kept, {})
-        result.dropped = [examples[index].id for index in too_long]
-        result.lengths = [lengths[index] for index in kept]
-        result.media_lengths = [media_lengths[index] for index in kept]
-        return result
-    excess = {index: lengths[index] - max_length for index in too_long}
-    if overlong == "shrink_image":
-        replaced = {index: shrunk(collator, media_tokens, examples[index], n) for index, n in excess.items()}
-    else:
-        replaced = {index: _shortened(collator, examples[index], n) for index, n in excess.items()}
-    result = Fitted(examples, range(len(examples)), replaced)
-    ids = [examples[index].id for index in too_long]
-    result.shortened, result.shrunk = ([], ids) if overlong == "shrink_image" else (ids, [])
-    again = _token_counts(collator, list(replaced.values()), with_answer, media_tokens)
-    for index, (length, media) in zip(replaced, again, strict=True):
-        lengths[index], media_lengths[index] = length, media
-    result.lengths, result.media_lengths = lengths, media_lengths
+    replaced: dict[int, Example] = {}
+    if too_long and overlong != "drop":
+        media_tokens = MediaTokens(collator)
+        for index in too_long:
+            example, excess = examples[index], int(lengths[index]) - max_length
+            replaced[index] = (
+                shrunk(collator, media_tokens, example, excess)
+                if overlong == "shrink_image"
+                else _shortened(collator, example, excess)
+            )
+        lengths, media_lengths = lengths.copy(), media_lengths.copy()
+        lengths[too_long], media_lengths[too_long] = _counted(collator, list(replaced.values()), with_answer)
+    if refused or (too_long and overlong == "drop"):
+        kept = np.flatnonzero((lengths != REFUSED) & (lengths <= max_length)).astype(np.int32)
+        lengths, media_lengths = lengths[kept], media_lengths[kept]
+    result = Fitted(examples, kept, replaced)
+    result.lengths, result.media_lengths, result.refused = lengths, media_lengths, refused
+    fate = {"drop": result.dropped, "shrink_image": result.shrunk}.get(overlong, result.shortened)
+    fate += [examples[index].id for index in too_long]
     return result
+
+
+def _refusals(collator: Collator, examples: Sequence[Example], indices: list[int], share: float) -> list[str]:
+    """What the processor has against these examples' media."""
+    media_tokens, found = MediaTokens(collator), []
+    for index in indices:
+        try:
+            media_tokens(examples[index], media_shape(examples[index], collator.media))
+        except RefusedMedia as error:
+            found.append(str(error))
+    if len(found) > share * len(examples):
+        more = f" So it is with {len(found)} of {len(examples)} examples." if len(found) > 1 else ""
+        raise UserError(f"{found[0]}{more}")
+    return found
 
 
 def _shortened(collator: Collator, example: Example, excess: int) -> Example:

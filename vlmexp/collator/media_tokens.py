@@ -20,6 +20,10 @@ from vlmexp.errors import UserError
 _SMALL = 64  # pixels
 
 
+class RefusedMedia(UserError):
+    """The model's processor does not take media of such a size."""
+
+
 class MediaTokens:
     """Counts media tokens for a collator; every size and surrounding is counted once."""
 
@@ -34,7 +38,7 @@ class MediaTokens:
         """How many tokens media of these sizes add to the example's raw prompt.
 
         Raises:
-            UserError: the processor refuses a size.
+            RefusedMedia: the processor refuses a size.
         """
         if not shape:
             return 0
@@ -61,13 +65,14 @@ class MediaTokens:
             inputs = collator.processor(
                 text=[collator.template.processor_text(text)], return_tensors="pt", **blank_arguments(shape), **options
             )
-        except ValueError as error:
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:  # whatever a resize to nothing leads to
             sizes = ", ".join(
                 f"{s.width} x {s.height}" if isinstance(s, ClipShape) else f"{s[0]} x {s[1]}" for s in shape
             )
-            raise UserError(
+            raise RefusedMedia(
                 f"{example.place('image')}: the model's processor takes no media of {sizes} pixels ({error}). "
-                "Leave the row out, or set collator.image_processing.resize_mode=stretch and max_size."
+                "Leave such rows out with dataset.on_bad_sample=skip, or set "
+                "collator.image_processing.resize_mode=stretch and max_size."
             ) from None
         ids: list[int] = inputs["input_ids"][0].tolist()
         return ids

@@ -14,6 +14,7 @@ import contextlib
 import inspect
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from vlmexp.data.reading import Reading, groups, media_columns, without_media
+from vlmexp.data.row_chunks import RowChunks
 from vlmexp.data.rows import MediaStore
 from vlmexp.data.sources import Source, files_read, find_source, input_paths
 from vlmexp.data.splits import SPLITS, carve, resolved_splits, split_rule
@@ -141,25 +143,35 @@ def _make(folder: Path, rows_of: Source, options: Mapping[str, Any], request: Ma
     missing = {split: fraction for split, fraction in fractions.items() if wanted[split] is None}
     with writing(folder, "or set paths.data or VLMEXP_DATA to another place"), new_folder(folder) as temporary:
         reading = Reading(request["name"], columns, request["required"], MediaStore(temporary))
-        read = {split: reading.rows(available[theirs], split) for split, theirs in wanted.items() if theirs is not None}
+        scratch = temporary / "rows"
+        read = {
+            split: reading.rows(available[theirs], split, scratch)
+            for split, theirs in wanted.items()
+            if theirs is not None
+        }
         files = verify(reading.store.kinds, temporary, f"check media of {request['name']}")
-        tables = {split: reading.without_bad_media(table, split, files) for split, table in read.items()}
+        keep = {split: reading.with_good_media(rows, split, files) for split, rows in read.items()}
         _write_lists(temporary, reading.bad, files, files_read(request["source"], options))
-        if not len(tables["train"]):
+        if not keep["train"].any():
             first = f": every row of it is bad, the first by this: {reading.bad[0]['error']}" if reading.bad else "."
             raise UserError(f"dataset={request['name']}: the train split has no rows{first}")
-        assigned = np.array(carve(groups(tables["train"], columns), missing, seed))
-        parts = {split: tables["train"].filter(pa.array(assigned == split)) for split in ("train", *missing)}
+        assigned = {split: np.where(kept, split, "") for split, kept in keep.items()}
+        assigned["train"] = np.full(len(keep["train"]), "", "<U10")
+        assigned["train"][keep["train"]] = carve(groups(read["train"], keep["train"], columns), missing, seed)
+        counts = dict.fromkeys(SPLITS, 0) | _write(read, assigned, temporary)
+        bare = {split: without_media(rows, keep[split], columns) for split, rows in read.items()}
+        shutil.rmtree(scratch)
         manifest = {
             "request": request,
             "split_rule": split_rule(wanted, fractions, seed),
-            "counts": _write({**tables, **{split: part for split, part in parts.items() if len(part)}}, temporary),
-            "read": {split: len(table) for split, table in tables.items()},
-            "without_media": {split: without_media(table, columns) for split, table in tables.items()},
-            "bad": {split: dict(Counter(b["reason"] for b in reading.bad if b["split"] == split)) for split in tables},
+            "counts": counts,
+            "read": {split: int(kept.sum()) for split, kept in keep.items()},
+            "without_media": bare,
+            "bad": {split: dict(Counter(b["reason"] for b in reading.bad if b["split"] == split)) for split in read},
             "fingerprint": _fingerprint(temporary),
         }
         write_json(temporary / "manifest.json", manifest)
+    pa.default_memory_pool().release_unused()
     return Prepared(folder, manifest)
 
 
@@ -186,12 +198,24 @@ def _refuse_bad(prepared: Prepared, on_bad_sample: str, max_bad_share: float) ->
         )
 
 
-def _write(tables: Mapping[str, pa.Table], folder: Path) -> dict[str, int]:
-    """Write one Arrow stream a split; returns the number of rows of each."""
-    for split, table in tables.items():
-        with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table)
-    return {split: len(tables[split]) if split in tables else 0 for split in SPLITS}
+def _write(read: Mapping[str, RowChunks], assigned: Mapping[str, np.ndarray], folder: Path) -> dict[str, int]:
+    """Write one Arrow stream for each split that has rows; returns their numbers of rows.
+
+    Args:
+        assigned: for each split that was read, [rows] the split that a row goes to; empty: none.
+    """
+    counts = {}
+    for theirs, rows in read.items():
+        for split in np.unique(assigned[theirs][assigned[theirs] != ""]).tolist():
+            with contextlib.ExitStack() as stack:
+                file, writer, start = stack.enter_context(pa.OSFile(str(folder / f"{split}.arrow"), "wb")), None, 0
+                for table in rows.tables():
+                    if writer is None:
+                        writer = stack.enter_context(pa.ipc.new_stream(file, table.schema))
+                    writer.write_table(table.filter(pa.array(assigned[theirs][start : start + len(table)] == split)))
+                    start += len(table)
+            counts[split] = int((assigned[theirs] == split).sum())
+    return counts
 
 
 def _write_lists(

@@ -1,17 +1,17 @@
-"""From the rows of a source to tables of those that can be used, and a list of those that cannot."""
+"""From the rows of a source to those that can be used, and a list of those that cannot."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
 from vlmexp.data.example import MEDIA_ROLES, check_columns
-from vlmexp.data.rows import BadSample, MediaStore, TableBuilder, stored_row
+from vlmexp.data.row_chunks import RowChunks
+from vlmexp.data.rows import BadSample, MediaStore, stored_row
 from vlmexp.data.sources import Rows
 from vlmexp.data.splits import media_groups
 from vlmexp.data.verify import Verified
@@ -33,13 +33,13 @@ class Reading:
         self.store = store
         self.bad: list[dict[str, Any]] = []
 
-    def rows(self, rows: Rows, split: str) -> pa.Table:
-        """The rows of a split that can be used, as far as their text tells.
+    def rows(self, rows: Rows, split: str, folder: Path) -> RowChunks:
+        """The rows of a split that can be used, as far as their text tells, in files in `folder`.
 
         Raises:
             UserError: a role's column is in none of the first rows.
         """
-        builder, seen, count = TableBuilder(), set[str](), 0
+        chunks, seen, count = RowChunks(folder / split), set[str](), 0
         for original in tqdm(rows, f"prepare {self._name} {split}", unit=" rows", leave=False):
             if count < _ROWS_FOR_COLUMNS:
                 seen |= original.keys()
@@ -49,24 +49,27 @@ class Reading:
             row = str(next(given, f"{split}-{count}"))
             count += 1
             try:
-                builder.add(stored_row(original, self._columns, self._required, self.store) | {"id": row})
+                chunks.add(stored_row(original, self._columns, self._required, self.store) | {"id": row})
             except BadSample as error:
                 self._add(split, row, error.column, None, error.reason, str(error))
         if 0 < count <= _ROWS_FOR_COLUMNS:
             check_columns(self._columns, [], seen, split)
-        return builder.table()
+        return chunks
 
-    def without_bad_media(self, table: pa.Table, split: str, files: Mapping[Path, Verified]) -> pa.Table:
-        """The rows all of whose media could be decoded."""
-        keep = np.ones(len(table), bool)
-        for column in media_columns(self._columns):
-            for index, paths in enumerate(_values(table, column)):
-                for path in paths or ():
-                    error = files[Path(path)].error
-                    if error is not None and keep[index]:
+    def with_good_media(self, rows: RowChunks, split: str, files: Mapping[Path, Verified]) -> np.ndarray:
+        """[rows] bool: those all of whose media could be decoded."""
+        keep = np.ones(len(rows), bool)
+        bad = {str(path): file.error for path, file in files.items() if file.error is not None}
+        for column in media_columns(self._columns) if bad else ():
+            index = 0
+            for table in rows.tables("id", column):
+                for row, paths in zip(table["id"].to_pylist(), _values(table, column), strict=True):
+                    path = next((path for path in paths or () if path in bad), None)
+                    if path is not None and keep[index]:
                         keep[index] = False
-                        self._add(split, table["id"][index].as_py(), column, path, error.reason, str(error))
-        return table.filter(pa.array(keep))
+                        self._add(split, row, column, path, bad[path].reason, str(bad[path]))
+                    index += 1
+        return keep
 
     def _add(self, split: str, row: str, column: str | None, path: str | None, reason: str, error: str) -> None:
         place = f"split {split}, row {row}" + (f", column {column}" if column else "")
@@ -80,24 +83,28 @@ def media_columns(columns: Mapping[str, str | None]) -> tuple[str, ...]:
     return tuple(column for role in MEDIA_ROLES if (column := columns.get(role)))
 
 
-def groups(table: pa.Table, columns: Mapping[str, str | None]) -> list[str]:
-    """For each row a name that it shares with every row that has some of the same media."""
-    return media_groups([paths or [f"row {number}"] for number, paths in enumerate(_media(table, columns))])
+def groups(rows: RowChunks, keep: np.ndarray, columns: Mapping[str, str | None]) -> list[str]:
+    """For each row to keep a name that it shares with every such row that has some of the same media."""
+    media = enumerate(_media(rows, keep, columns))
+    return media_groups([paths or (f"row {number}",) for number, paths in media])
 
 
-def without_media(table: pa.Table, columns: Mapping[str, str | None]) -> int:
-    """How many rows have neither an image nor a video."""
-    return sum(not paths for paths in _media(table, columns))
+def without_media(rows: RowChunks, keep: np.ndarray, columns: Mapping[str, str | None]) -> int:
+    """How many rows to keep have neither an image nor a video."""
+    return sum(not paths for paths in _media(rows, keep, columns))
 
 
-def _media(table: pa.Table, columns: Mapping[str, str | None]) -> list[list[str]]:
-    """The paths of all media of each row."""
-    found: list[list[str]] = [[] for _ in range(len(table))]
-    for column in media_columns(columns):
-        for row, paths in zip(found, _values(table, column), strict=True):
-            row += paths or []
-    return found
+def _media(rows: RowChunks, keep: np.ndarray, columns: Mapping[str, str | None]) -> Iterator[tuple[str, ...]]:
+    """The paths of all media of each row to keep; rows with the same media give the same tuple."""
+    names, known, start = media_columns(columns), dict[tuple[str, ...], tuple[str, ...]](), 0
+    for table in rows.tables("id", *names):
+        values = zip(*(_values(table, name) for name in names), strict=True) if names else [()] * len(table)
+        for kept, row in zip(keep[start : start + len(table)].tolist(), values, strict=True):
+            if kept:
+                paths = tuple(path for column in row for path in column or ())
+                yield known.setdefault(paths, paths)
+        start += len(table)
 
 
-def _values(table: pa.Table, column: str) -> list[list[str] | None]:
+def _values(table: Any, column: str) -> list[list[str] | None]:
     return table[column].to_pylist() if column in table.column_names else [None] * len(table)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from vlmexp.data.conversation import BadConversation, read_conversation
 from vlmexp.data.example import ANSWER_ROLES, CONVERSATION, MEDIA_ROLES, answer_texts, is_missing, plain_text
@@ -112,52 +109,6 @@ def stored_row(
         except BadConversation as error:
             raise BadSample(error.reason, column, f"{error}.") from None
     return stored
-
-
-class TableBuilder:
-    """Collects rows into an Arrow table, a chunk at a time; a column whose values have no common type becomes text."""
-
-    def __init__(self, chunk: int = 10_000) -> None:
-        self._chunk, self._rows, self._tables = chunk, list[dict[str, Any]](), list[dict[str, pa.Array]]()
-        self.count = 0
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        self.count += 1
-        if len(self._rows) == self._chunk:
-            self._close_chunk()
-
-    def table(self) -> pa.Table:
-        """All rows; a column that a row did not have is null there."""
-        if self._rows:
-            self._close_chunk()
-        names = list(dict.fromkeys(name for columns in self._tables for name in columns))
-        return pa.table({name: self._column(name) for name in names})
-
-    def _close_chunk(self) -> None:
-        names = dict.fromkeys(name for row in self._rows for name in row)
-        self._tables.append({name: _array([row.get(name) for row in self._rows]) for name in names})
-        self._rows = []
-
-    def _column(self, name: str) -> pa.ChunkedArray:
-        chunks = [c[name] if name in c else pa.nulls(len(next(iter(c.values())))) for c in self._tables]
-        parts = [pa.table({name: chunk}) for chunk in chunks]
-        try:
-            return pa.concat_tables(parts, promote_options="permissive")[name]
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            return pa.chunked_array([_text_array(chunk.to_pylist()) for chunk in chunks])
-
-
-def _array(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
-        return _text_array(values)
-
-
-def _text_array(values: list[Any]) -> pa.Array:
-    texts = [None if v is None else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
-    return pa.array([t if t is None else t.encode(errors="replace").decode() for t in texts], pa.string())
 
 
 def _is_file(value: Any) -> bool:

@@ -109,7 +109,11 @@ def _placed(value: Any, folder: Path) -> Any:
 def hub(
     path: str, name: str | None = None, revision: str | None = None, choices: Mapping[str, str] | None = None
 ) -> dict[str, Rows]:
-    """A data set of the Hugging Face Hub, or a folder that `datasets.load_dataset` understands.
+    """A data set of the Hugging Face Hub, or a local folder.
+
+    A folder may be what `save_to_disk` wrote (without splits it is all `train`), or anything that
+    `datasets.load_dataset` understands: parquet, jsonl or csv files, or images or videos in `train/`, `validation/` and
+    `test/`, each with a `metadata.jsonl` or `metadata.csv` whose `file_name` names one.
 
     Args:
         choices: the columns `{question, choices, answer}` of questions with a list of choices and the number of the
@@ -119,7 +123,7 @@ def hub(
     import datasets
 
     try:
-        loaded = datasets.load_dataset(path, name, revision=revision)
+        loaded = _saved(Path(path)) or datasets.load_dataset(path, name, revision=revision)
     except Exception as error:  # whatever the Hub's client raises, the user needs the data set's name and the reason
         raise UserError(
             f"dataset.options.path={path} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}. "
@@ -127,6 +131,16 @@ def hub(
         ) from None
     tables = {split: _without_decoding(table) for split, table in loaded.items()}
     return tables if choices is None else {split: _lettered(table, **choices) for split, table in tables.items()}
+
+
+def _saved(folder: Path) -> Mapping[str, Any] | None:
+    """The splits that `save_to_disk` wrote to a folder; None if it did not."""
+    import datasets
+
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return None
+    loaded = datasets.load_from_disk(str(folder))
+    return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
 
 
 def _lettered(rows: Rows, question: str, choices: str, answer: str) -> Iterator[dict[str, Any]]:

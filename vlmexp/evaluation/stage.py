@@ -22,7 +22,7 @@ from vlmexp.files import read_json, write_json, write_jsonl
 from vlmexp.models.checkpoint import fingerprint
 from vlmexp.models.fit import check_forward
 from vlmexp.models.load import check_model, commit, load_model
-from vlmexp.parts import build_collator, model_source, set_threads
+from vlmexp.parts import build_collator, model_source, refused_share, set_threads
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
 from vlmexp.tracking.opening import track_evaluation
@@ -96,14 +96,17 @@ def evaluate_model(
     collator = build_collator(config, processor)
     # An example that is left out would flatter the score, so here `drop` shortens.
     overlong = KEEPING_ALL.get(config.collator.overlong, config.collator.overlong)
-    fitted = fit(collator, examples, config.collator.max_length, overlong, with_answer=False)
+    limit, share = config.collator.max_length, refused_share(config)
+    fitted = fit(collator, examples, limit, overlong, with_answer=False, refused_share=share)
+    if fitted.refused:
+        run.note_fallback(f"{len(fitted.refused)} of {len(examples)} questions are not asked: {fitted.refused[0]}")
     if len(fitted):
         check_forward(config.model.id, model, processor, collator.prompts([fitted[0]]))
-    rows = list(examples)
-    asked = list(fitted) if fitted.shortened or fitted.shrunk else rows
+    rows = [examples[int(index)] for index in fitted.kept]
+    asked, lengths = list(fitted), fitted.lengths.tolist()
     identity = identity_of(config, model, weights, prepared.fingerprint)
     asker = Asker(config, run, model, collator, choices, name, distributed.gathered(identity)[0])
-    answers = asker.ask(PREDICTIONS, asked, fitted.lengths, "evaluate base" if name == BASE else "evaluate fine-tuned")
+    answers = asker.ask(PREDICTIONS, asked, lengths, "evaluate base" if name == BASE else "evaluate fine-tuned")
     predictions = [answer["prediction"] for answer in answers]
     scores, summary = summarise(
         predictions, [row.answers for row in rows], [row.metadata or {} for row in rows], metrics
@@ -116,6 +119,7 @@ def evaluate_model(
         "sample": "all" if everything else f"random sample with seed {dataset.split_seed}",
         "shortened": len(fitted.shortened),
         "shrunk": len(fitted.shrunk),
+        "refused": fitted.refused,
         "model": config.model.id,
         "model_commit": commit(model_source(config)),
         "dataset": dataset.name,
@@ -123,7 +127,7 @@ def evaluate_model(
         **described(config, choices, rows),
     }
     if evaluation.invariance_examples and not evaluation.generation.get("do_sample"):
-        result["batch_invariance"] = batch_invariance(asker, asked, fitted.lengths, predictions)
+        result["batch_invariance"] = batch_invariance(asker, asked, lengths, predictions)
     if name == FINETUNED and evaluation.blind != "none":
         result["blind"] = evaluate_blind(asker, asked, metrics)
     if run.is_main:

@@ -166,7 +166,8 @@ def _parity_examples(config: Config, run: Run, collator: Collator) -> list[Examp
     count = min(count, len(split))
     chosen = [split[index * len(split) // count] for index in range(count)]
     overlong = KEEPING_ALL.get(config.collator.overlong, config.collator.overlong)
-    return list(fit(collator, chosen, config.collator.max_length, overlong, with_answer=False))
+    share = float(config.dataset.on_bad_sample == "skip")  # the training has counted how many there are
+    return list(fit(collator, chosen, config.collator.max_length, overlong, with_answer=False, refused_share=share))
 
 
 def _batches(collator: Collator, examples: list[Example]) -> list[dict[str, torch.Tensor]]:

@@ -101,7 +101,7 @@ def make_cards(
 
 def fitted(collator: Collator, examples: Sequence[Example], max_length: int, overlong: str) -> list[Question]:
     """Each example as the training gets it, and what the overlong policy did."""
-    lengths = fit(collator, examples, NO_LIMIT, "error").lengths
+    lengths = fit(collator, examples, NO_LIMIT, "error").lengths.tolist()
     return [
         Question(example, length)
         if length <= max_length
@@ -121,7 +121,7 @@ def _overlong(collator: Collator, example: Example, length: int, max_length: int
     if not len(kept):
         return Question(example, length, f"{excess}: left out (collator.overlong={overlong}).", is_left_out=True)
     fate = f"{excess}: made to fit with {kept.lengths[0]:,} (collator.overlong={overlong})."
-    return Question(kept[0], kept.lengths[0], fate)
+    return Question(kept[0], int(kept.lengths[0]), fate)
 
 
 def _row(

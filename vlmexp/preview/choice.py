@@ -24,7 +24,7 @@ def positions(ids: Sequence[str], wanted: Sequence[str], split: str) -> list[int
     return [place[name] for name in wanted]
 
 
-def sample(rows: Sequence[int], longest: int, keys: Sequence[str], count: int, seed: int) -> list[int]:
+def sample(rows: Sequence[int], longest: int, keys: Sequence[int], count: int, seed: int) -> list[int]:
     """So many rows at random, each about media of its own, with the longest row as the last of them.
 
     Args:
@@ -39,10 +39,10 @@ def sample(rows: Sequence[int], longest: int, keys: Sequence[str], count: int, s
     return [*list(chosen.values())[1:], longest]
 
 
-def grouped(rows: Sequence[int], keys: Sequence[str]) -> list[list[int]]:
+def grouped(rows: Sequence[int], keys: Sequence[int]) -> list[list[int]]:
     """For each row all rows of the split with its key, itself as the first; a key comes once."""
     wanted = {keys[row]: row for row in reversed(rows)}  # the first of several rows with one key
-    members: dict[str, list[int]] = {keys[row]: [wanted[keys[row]]] for row in rows}
+    members: dict[int, list[int]] = {keys[row]: [wanted[keys[row]]] for row in rows}
     for row, key in enumerate(keys):
         if key in wanted and row != wanted[key]:
             members[key].append(row)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from vlmexp.collator.batch import Collator
@@ -67,7 +68,7 @@ def make_preview(config: Config, prepared: Prepared, collator: Collator) -> Prev
     # The training decides by its own split, whatever is shown here.
     trained = media if options.split == "train" else load_split(config, prepared, "train").media_keys()
     collator.share_images = shares_images(config, collator, trained, with_loss=True)
-    keys = media if collator.share_images else [str(index) for index in range(len(examples))]
+    keys = (media if collator.share_images else np.arange(len(examples))).tolist()
     chosen = positions(examples.ids(), options.ids, options.split)
     count = min(options.rows or len(examples), len(examples))
     rows = sorted(random.Random(config.seed).sample(range(len(examples)), count))
@@ -89,13 +90,13 @@ def make_preview(config: Config, prepared: Prepared, collator: Collator) -> Prev
         cards=cards,
         max_length=config.collator.max_length,
         overlong=config.collator.overlong,
-        sharing=sharing(media) if collator.share_images else "",
+        sharing=sharing(media.tolist()) if collator.share_images else "",
         errors=[*(row["error"] for row in bad if row["split"] == options.split), *survey.bad],
         choice="These are preview.ids." if chosen else "These are a random sample; the longest example comes last.",
     )
 
 
-def sharing(keys: Sequence[str]) -> str:
+def sharing(keys: Sequence[int]) -> str:
     """How the training packs questions, in a sentence."""
     media = len(set(keys))
     sets = f"{media:,} {'set' if media == 1 else 'sets'} of media"

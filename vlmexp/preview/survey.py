@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import Fitted, fit
 from vlmexp.collator.media import ClipShape, MediaOptions, Shape, media_key, media_shape
@@ -81,16 +83,19 @@ def take_survey(collator: Collator, examples: Sequence[Example], rows: Sequence[
             ids.append(example.id)
     if not kept:
         raise UserError(f"None of the {len(rows)} counted rows can be used, the first by this: {bad[0]}")
-    measured = fit(collator, Fitted(examples, kept, {}), NO_LIMIT, "error")
+    readable = Fitted(examples, np.array(kept), {})
+    measured = fit(collator, readable, NO_LIMIT, "error", refused_share=1.0 if skip_bad else 0.0)
+    if not len(measured):
+        raise UserError(f"None of the {len(rows)} counted rows can be used, the first by this: {measured.refused[0]}")
     files = [file for shape in shapes.values() if not isinstance(shape, MediaError) for file in shape]
     return Survey(
-        rows=kept,
-        ids=ids,
-        lengths=measured.lengths,
-        media_lengths=measured.media_lengths,
+        rows=[kept[index] for index in measured.kept],
+        ids=[ids[index] for index in measured.kept],
+        lengths=measured.lengths.tolist(),
+        media_lengths=measured.media_lengths.tolist(),
         sizes=Counter((file.width, file.height) if isinstance(file, ClipShape) else file for file in files),
         clips=sum(isinstance(file, ClipShape) for file in files),
-        bad=bad,
+        bad=[*bad, *measured.refused],
     )
 
 

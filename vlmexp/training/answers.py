@@ -52,8 +52,8 @@ class AnswerScores:
         """Metric -> value, and `n`, the number of questions."""
         with undisturbed(model):
             own = generate_answers(
-                model, self._collator, self.examples, self.examples.lengths, self._batch_size, self._max_new_tokens,
-                self._options, "answer", share_images=self._share_images,
+                model, self._collator, self.examples, self.examples.lengths.tolist(),
+                self._batch_size, self._max_new_tokens, self._options, "answer", share_images=self._share_images,
                 rank=distributed.rank(), ranks=distributed.world_size(),
             )  # fmt: skip
         answers = ["".join(parts) for parts in zip(*distributed.gathered(own), strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,11 +67,14 @@ class MetricsFile(TrainerCallback):
 
     A checkpoint is always a logged step too: so the mean loss since the last line, which the Trainer forgets when it is
     stopped, is written before it can be lost, and a resumed run logs what an undisturbed one would have.
+
+    Args:
+        examples_after: how many examples so many steps of the training see.
     """
 
-    def __init__(self, run: Run, examples_per_step: int, throughput: Throughput) -> None:
+    def __init__(self, run: Run, examples_after: Callable[[int], int], throughput: Throughput) -> None:
         self.run = run
-        self.examples_per_step = examples_per_step
+        self.examples_after = examples_after
         self.throughput = throughput
         self._last_step = 0
 
@@ -96,7 +100,8 @@ class MetricsFile(TrainerCallback):
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 6)}
         if "loss" in logs:
             elapsed_s, tokens_per_s, data_wait = self.throughput.read()
-            rate = self.examples_per_step * (state.global_step - self._last_step) / elapsed_s
+            examples = self.examples_after(state.global_step) - self.examples_after(self._last_step)
+            rate = examples / elapsed_s
             names = ("loss", *(name for name in logs if name.startswith("learning_rate")), "grad_norm")
             line |= {name: logs[name] for name in names if name in logs}
             line |= {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count as counted
+
+import numpy as np
 
 from vlmexp.training.sampling import EpochSampler
+from vlmexp.training.token_batches import TokenBatches
 
 
 @dataclass(frozen=True)
@@ -19,22 +22,22 @@ class TokenCounts:
         keys: equal for examples that are packed behind one image; None: each example has a row of its own.
     """
 
-    lengths: Sequence[int]
-    media: Sequence[int]
-    keys: Sequence[str] | None = None
+    lengths: Sequence[int] | np.ndarray
+    media: Sequence[int] | np.ndarray
+    keys: Sequence[object] | np.ndarray | None = None
 
     def rows(self, batch: Sequence[int]) -> list[list[int]]:
         """The batch's examples, those of a row together."""
         if self.keys is None:
             return [[index] for index in batch]
-        rows: dict[str, list[int]] = {}
+        rows: dict[object, list[int]] = {}
         for index in batch:
             rows.setdefault(self.keys[index], []).append(index)
         return list(rows.values())
 
     def row_length(self, row: Sequence[int]) -> int:
         """Tokens of a row; for several questions at most so many, as they may share text before the image too."""
-        return self.media[row[0]] + sum(self.lengths[index] - self.media[index] for index in row)
+        return int(self.media[row[0]]) + sum(int(self.lengths[index] - self.media[index]) for index in row)
 
     def tokens(self, batch: Sequence[int]) -> int:
         """Tokens of a batch, padding included."""
@@ -63,17 +66,14 @@ def heaviest(counts: TokenCounts, batches: Iterable[Sequence[int]]) -> list[list
     return [counts.longest_first(batch) for batch in chosen if batch]
 
 
-def training_batches(sampler: EpochSampler, size: int, count: int) -> Iterator[list[int]]:
-    """The first `count` batches of a training, epoch after epoch."""
-    own = EpochSampler(sampler.order, sampler.count, sampler.seed)  # the trainer's keeps its epoch
-    for epoch in range(math.ceil(count / math.ceil(len(own) / size))):
-        own.set_epoch(epoch)
-        indices = list(own)
-        for start in range(0, len(indices), size):
+def training_batches(sampler: EpochSampler | TokenBatches, count: int) -> Iterator[list[int]]:
+    """The first `count` batches of a training, those of all processes, epoch after epoch."""
+    for epoch in counted():
+        for batch in sampler.batches(epoch):
             if count == 0:
                 return
             count -= 1
-            yield indices[start : start + size]
+            yield batch
 
 
 def stored_batches(examples: int, size: int) -> Iterator[list[int]]:

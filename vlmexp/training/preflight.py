@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,10 +30,13 @@ from vlmexp.training.memory import (
     resident_bytes,
 )
 from vlmexp.training.sampling import EpochSampler
+from vlmexp.training.token_batches import TokenBatches
 from vlmexp.training.trainer import VlmTrainer
 
 TRAIN_SIZE = "train.per_device_train_batch_size"
+TRAIN_TOKENS = "train.tokens_per_batch"
 EVAL_SIZE = "train.per_device_eval_batch_size"
+Keys = Sequence[object] | np.ndarray | None
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +45,9 @@ class Load:
     """A batch to try: its examples, those of the longest row first, and how to run the first so many of them."""
 
     option: str  # what sets its size
-    effective: int  # examples a process takes for an optimizer step; of an evaluation, those of a batch
+    value: int  # of this option
+    accumulated: int  # batches of an optimizer step
+    effective: int  # examples that smaller batches must divide; 0: they need not
     batch: list[int]
     examples: Fitted
     counts: TokenCounts
@@ -57,7 +63,7 @@ class Load:
 
     def others(self, size: int) -> int:
         """How many more batches of a size make an optimizer step."""
-        return self.effective // size - 1 if self.option == TRAIN_SIZE else 0
+        return (self.effective // size if self.option == TRAIN_SIZE else self.accumulated) - 1
 
     def first(self, size: int) -> list[Example]:
         return [self.examples[index] for index in self.batch[:size]]
@@ -70,7 +76,7 @@ class Load:
         index = max(self.batch, key=self.examples.lengths.__getitem__)
         example = self.examples[index]
         images = [list(image_size(path)) for path in example.images]
-        longest = {"id": example.id, "tokens": self.examples.lengths[index], "images": images}
+        longest = {"id": example.id, "tokens": int(self.examples.lengths[index]), "images": images}
         return {"examples": len(self.batch), "set_by": self.option, "longest": longest}
 
 
@@ -101,9 +107,9 @@ class MemoryPreflight(TrainerCallback):
     def __init__(
         self,
         trainer: VlmTrainer,
-        sampler: EpochSampler,
-        train: tuple[Fitted, Sequence[str] | None],
-        validation: tuple[Fitted, Sequence[str] | None] | None,
+        sampler: EpochSampler | TokenBatches,
+        train: tuple[Fitted, Keys],
+        validation: tuple[Fitted, Keys] | None,
         record: Callable[..., None],
         available: Callable[[], int | None] = available_bytes,
     ) -> None:
@@ -134,18 +140,21 @@ class MemoryPreflight(TrainerCallback):
     def _loads(self, args: TrainingArguments, count: int) -> list[Load]:
         examples, keys = self._train
         counts = TokenCounts(examples.lengths, examples.media_lengths, keys)
-        effective = args.train_batch_size * args.gradient_accumulation_steps
-        loads = [
-            Load(TRAIN_SIZE, effective, batch, examples, counts, self._trainer.rehearse)
-            for batch in heaviest(counts, training_batches(self._sampler, args.train_batch_size, count))
-        ]
+        steps, run = args.gradient_accumulation_steps, self._trainer.rehearse
+        batches = heaviest(counts, training_batches(self._sampler, count))
+        if isinstance(self._sampler, TokenBatches):
+            budget = self._sampler.budget
+            loads = [Load(TRAIN_TOKENS, budget, steps, 0, batch, examples, counts, run) for batch in batches]
+        else:
+            effective = args.train_batch_size * steps
+            loads = [Load(TRAIN_SIZE, len(b), steps, effective, b, examples, counts, run) for b in batches]
         if self._validation is not None and args.eval_strategy != "no":
             most = counts.tokens(loads[0].batch)
             examples, keys = self._validation
             counts = TokenCounts(examples.lengths, examples.media_lengths, keys)
             run = self._trainer.rehearse_evaluation
             loads += [
-                Load(EVAL_SIZE, len(batch), batch, examples, counts, run)
+                Load(EVAL_SIZE, len(batch), 1, len(batch), batch, examples, counts, run)
                 for batch in heaviest(counts, stored_batches(len(examples), args.eval_batch_size))[:1]
                 if counts.tokens(batch) > most
             ]
@@ -226,9 +235,8 @@ def advice(load: Load, fits: int, args: TrainingArguments, has_adapter: bool) ->
     about = load.described()
     longest = about["longest"]
     images = " and ".join(f"{width}x{height}" for width, height in longest["images"])
-    size = len(load.batch)
     text = (
-        f"{load.option}={size} does not fit into memory: its heaviest batch has {load.tokens(size)} "
+        f"{load.option}={load.value} does not fit into memory: its heaviest batch has {load.tokens(len(load.batch))} "
         f"tokens, padding included; the longest example, {longest['id']}, has {longest['tokens']}"
         + (f" with images of {images} pixels. " if images else ". ")
     )
@@ -236,6 +244,12 @@ def advice(load: Load, fits: int, args: TrainingArguments, has_adapter: bool) ->
         text += (
             f"{load.option}={fits} fits, and with train.gradient_accumulation_steps={load.effective // fits} keeps the "
             f"effective batch of {load.effective}."
+        )
+    elif fits and load.option == TRAIN_TOKENS:
+        steps = math.ceil(load.accumulated * load.value / load.tokens(fits))
+        text += (
+            f"{load.option}={load.tokens(fits)} fits, and with train.gradient_accumulation_steps={steps} keeps about "
+            "as many tokens a step."
         )
     else:
         text += f"{load.option}={fits} fits." if fits else "Not even one example fits."

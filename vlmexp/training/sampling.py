@@ -1,27 +1,34 @@
-"""The order in which an epoch visits the examples: a pure function of seed and epoch, so that a resume repeats it."""
+"""The order in which an epoch visits the examples: a pure function of seed and epoch, so that a resume repeats it.
+
+Orders are arrays of 32-bit integers, and no list of all examples is made: memory stays flat as data sets grow.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 from torch.utils.data import Sampler
 
-Order = Callable[[random.Random], list[int]]
+Order = Callable[[random.Random], np.ndarray]  # [examples] int32
 _MEGABATCH = 50  # batches sorted together by length
+_CHUNK = 4096  # indices that are Python's integers at a time
 
 
 class EpochSampler(Sampler[int]):
     """Yields the indices of one epoch in the given order.
 
-    The Trainer announces each epoch through `set_epoch`; batches are consecutive indices.
+    The Trainer announces each epoch through `set_epoch`; batches are `batch_size` consecutive indices.
     """
 
-    def __init__(self, order: Order, count: int, seed: int) -> None:
-        self.order, self.count, self.seed, self.epoch = order, count, seed, 0
+    def __init__(self, order: Order, count: int, seed: int, batch_size: int = 1) -> None:
+        self.order, self.count, self.seed, self.epoch, self.batch_size = order, count, seed, 0, batch_size
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.order(random.Random(f"{self.seed}:{self.epoch}")))
+        order = self._of(self.epoch)
+        for start in range(0, len(order), _CHUNK):
+            yield from order[start : start + _CHUNK].tolist()
 
     def __len__(self) -> int:
         return self.count
@@ -29,39 +36,70 @@ class EpochSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def batches(self, epoch: int) -> Iterator[list[int]]:
+        """The batches of an epoch."""
+        order = self._of(epoch)
+        return (order[start : start + self.batch_size].tolist() for start in range(0, len(order), self.batch_size))
+
+    def _of(self, epoch: int) -> np.ndarray:
+        return self.order(random.Random(f"{self.seed}:{epoch}"))
+
+
+def permutation(count: int, rng: random.Random) -> np.ndarray:
+    """[count] int32: 0 to count - 1 in random order, in the same one whatever NumPy's version."""
+    words = np.frombuffer(rng.randbytes(8 * count), np.uint64)
+    return np.argsort(words, kind="stable").astype(np.int32)
+
 
 def shuffled(count: int) -> Order:
     """All examples in random order."""
-    return lambda rng: rng.sample(range(count), count)
+    return lambda rng: permutation(count, rng)
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> Order:
+def by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> Order:
     """Random order in which a batch holds examples of like length; the longest batch of all comes first."""
+    lengths = np.asarray(lengths)
 
-    def order(rng: random.Random) -> list[int]:
-        indices = rng.sample(range(len(lengths)), len(lengths))
+    def order(rng: random.Random) -> np.ndarray:
+        indices = permutation(len(lengths), rng)
         size = _MEGABATCH * batch_size
-        chunks = [sorted(indices[i : i + size], key=lambda k: -lengths[k]) for i in range(0, len(indices), size)]
-        batches = [chunk[i : i + batch_size] for chunk in chunks for i in range(0, len(chunk), batch_size)]
-        full, rest = [b for b in batches if len(b) == batch_size], [b for b in batches if len(b) < batch_size]
-        rng.shuffle(full)
-        longest = max(full, key=lambda batch: lengths[batch[0]], default=None)
-        if longest is not None:  # what does not fit into memory should fail at once and not after hours
-            full.remove(longest)
-            full.insert(0, longest)
-        return [index for batch in full + rest for index in batch]
+        for start in range(0, len(indices), size):
+            chunk = indices[start : start + size]
+            indices[start : start + size] = chunk[np.argsort(-lengths[chunk], kind="stable")]
+        full = len(indices) // batch_size
+        batches = indices[: full * batch_size].reshape(full, batch_size)[permutation(full, rng)]
+        if full:  # what does not fit into memory should fail at once and not after hours
+            longest = int(np.argmax(lengths[batches].max(axis=1)))
+            batches[[0, longest]] = batches[[longest, 0]]
+        return np.concatenate([batches.ravel(), indices[full * batch_size :]])
 
     return order
 
 
-def by_media(keys: Sequence[str]) -> Order:
-    """Images in random order, each followed at once by all its questions, these in random order as well."""
-    groups: dict[str, list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(key, []).append(index)
+def grouped(keys: Sequence[object] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Examples by key, keys in the order of their first appearance.
 
-    def order(rng: random.Random) -> list[int]:
-        images = rng.sample(list(groups), len(groups))
-        return [index for image in images for index in rng.sample(groups[image], len(groups[image]))]
+    Returns:
+        [examples] int32, the indices of the examples of the first key, of the second and so on;
+        [keys + 1] int64, where those of each key begin, and the number of examples.
+    """
+    _, first, inverse = np.unique(np.asarray(keys), return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))[inverse]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(place, minlength=len(first)))])
+    return np.argsort(place, kind="stable").astype(np.int32), starts
+
+
+def by_media(keys: Sequence[object] | np.ndarray) -> Order:
+    """Images in random order, each followed at once by all its questions, these in random order as well."""
+    members, starts = grouped(keys)
+
+    def order(rng: random.Random) -> np.ndarray:
+        images = len(starts) - 1
+        ordered, place = np.empty(len(members), np.int32), 0
+        for image in rng.sample(range(images), images):
+            questions = members[starts[image] : starts[image + 1]].tolist()
+            ordered[place : place + len(questions)] = rng.sample(questions, len(questions))
+            place += len(questions)
+        return ordered
 
     return order

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import (
@@ -38,6 +40,7 @@ from vlmexp.parts import (
     build_collator,
     model_source,
     module_patterns,
+    refused_share,
     set_threads,
     shares_images,
 )
@@ -59,7 +62,9 @@ from vlmexp.training.checkpoints import is_last, missing_state, newest_complete
 from vlmexp.training.learning_rates import require_parts
 from vlmexp.training.preflight import MemoryPreflight
 from vlmexp.training.sampling import EpochSampler, Order, by_length, by_media, shuffled
+from vlmexp.training.token_batches import TokenBatches, shared_rows, single_rows
 from vlmexp.training.trainer import VlmTrainer
+from vlmexp.training.workers import usable_cpus, worker_options
 
 
 def train(config: Config, run: Run) -> dict[str, Any]:
@@ -93,7 +98,7 @@ class TrainingData:
     """The examples of each split (train, and validation if there is one), and for each a key of its media."""
 
     splits: dict[str, Fitted]
-    keys: dict[str, list[str]]
+    keys: dict[str, np.ndarray]
 
 
 def _train(config: Config, run: Run) -> dict[str, Any]:
@@ -147,13 +152,24 @@ def training_data(config: Config, run: Run, prepared: Prepared, collator: Collat
     for split in ("train", "validation"):
         if prepared.manifest["counts"][split]:
             examples = load_split(config, prepared, split)
-            splits[split] = fit(collator, examples, config.collator.max_length, config.collator.overlong)
+            splits[split] = fit(
+                collator, examples, config.collator.max_length, config.collator.overlong,
+                refused_share=refused_share(config),
+            )  # fmt: skip
             keys[split] = splits[split].media_keys(examples.media_keys())
     if not len(splits["train"]):
         raise UserError("collator.overlong=drop leaves no example to train on: raise collator.max_length.")
+    for split, fitted in splits.items():
+        note_refused(run, split, fitted)
     collator.share_images = shares_images(config, collator, keys["train"], with_loss=True)
     describe_data(run, splits, collator.share_images)
     return TrainingData(splits, keys)
+
+
+def note_refused(run: Run, split: str, examples: Fitted) -> None:
+    """Say that the processor does not take some examples' media."""
+    if examples.refused:
+        run.note_fallback(f"{len(examples.refused)} examples of {split} are left out: {examples.refused[0]}")
 
 
 def model_to_train(
@@ -190,10 +206,7 @@ def build_trainer(
 ) -> VlmTrainer:
     """The Trainer with our order of examples, checks and records."""
     train, part_of = data.splits["train"], module_patterns(config).part_of
-    if arguments.world_size > 1 and len(train) % (arguments.train_batch_size * arguments.world_size):
-        run.note_fallback("The ranks' last batches of an epoch are filled up with examples from its beginning.")
-    order = epoch_order(str(arguments.train_sampling_strategy), train, data.keys["train"], collator, arguments)
-    sampler = EpochSampler(order, len(train), config.seed)
+    sampler = train_sampler(config, run, train, data.keys["train"], collator, arguments)
     trainer = VlmTrainer(
         model=model,
         args=arguments,
@@ -217,7 +230,7 @@ def build_trainer(
         trainer.add_callback(GradientAudit(extras.gradient_audit, part_of, run.update))
     if extras.early_stopping_patience is not None:
         trainer.add_callback(StopWithoutBetter(extras.early_stopping_patience))
-    trainer.add_callback(MetricsFile(run, examples_per_step(arguments), trainer.throughput))
+    trainer.add_callback(MetricsFile(run, examples_after(sampler, arguments), trainer.throughput))
     best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
     trainer.add_callback(ProgressBar(scores.names[0] if scores and best == "loss" else best))
     trainer.remove_callback(ProgressCallback)
@@ -262,6 +275,7 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
     if options.get("activation_checkpointing"):
         # Re-entrant checkpointing loses gradients of adapters whose input needs none.
         options.setdefault("activation_checkpointing_kwargs", {"use_reentrant": False})
+    options |= worker_options(options, torch.cuda.is_available(), usable_cpus(), distributed.local_world_size())
     try:
         return TrainingArguments(
             output_dir=str(run.path("checkpoints")),
@@ -292,7 +306,8 @@ def answer_scores(config: Config, prepared: Prepared, collator: Collator) -> Ans
     # As in the evaluation stages: one that is left out would flatter the score.
     overlong = KEEPING_ALL.get(config.collator.overlong, config.collator.overlong)
     sample = [examples[index] for index in chosen]
-    fitted = fit(collator, sample, config.collator.max_length, overlong, with_answer=False)
+    limit, share = config.collator.max_length, float(config.dataset.on_bad_sample == "skip")
+    fitted = fit(collator, sample, limit, overlong, with_answer=False, refused_share=share)
     keys = [str(media_key(example) or index) for index, example in enumerate(fitted)]
     return AnswerScores(
         collator,
@@ -326,6 +341,37 @@ def part_learning_rates(config: Config) -> dict[str, float]:
     return {part: rate for part, rate in rates.items() if rate is not None}
 
 
+def train_sampler(
+    config: Config, run: Run, examples: Fitted, keys: np.ndarray, collator: Collator, arguments: TrainingArguments
+) -> EpochSampler | TokenBatches:
+    """The batches of a training: of so many tokens or of so many examples, and their order."""
+    budget, processes = train_extras(config).tokens_per_batch, arguments.world_size
+    if budget is None:
+        if processes > 1 and len(examples) % (arguments.train_batch_size * processes):
+            run.note_fallback("The ranks' last batches of an epoch are filled up with examples from its beginning.")
+        order = epoch_order(str(arguments.train_sampling_strategy), examples, keys, collator, arguments)
+        return EpochSampler(order, len(examples), config.seed, arguments.train_batch_size)
+    lengths, media_lengths = examples.lengths, examples.media_lengths
+    rows = shared_rows(lengths, media_lengths, keys, budget) if collator.share_images else single_rows(lengths)
+    longer = int((rows.tokens > budget).sum())
+    if longer:
+        run.note_fallback(
+            f"{longer} of {len(examples)} examples are longer than train.tokens_per_batch={budget}, the longest has "
+            f"{rows.tokens.max()} tokens: each is a batch of its own."
+        )
+    sampler = TokenBatches(rows, budget, config.seed, processes, arguments.process_index)
+    if sampler.repeated:
+        run.note_fallback(f"{sampler.repeated} batches of an epoch come twice, so that every rank has as many.")
+    return sampler
+
+
+def examples_after(sampler: EpochSampler | TokenBatches, arguments: TrainingArguments) -> Callable[[int], int]:
+    """How many examples so many steps see, on all ranks together."""
+    if isinstance(sampler, EpochSampler):
+        return lambda steps: steps * examples_per_step(arguments)
+    return lambda steps: sampler.examples_after_steps(steps, arguments.gradient_accumulation_steps)
+
+
 def examples_per_step(arguments: TrainingArguments) -> int:
     """How many examples an optimizer step sees, on all ranks together."""
     return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
@@ -337,7 +383,7 @@ def has_precision(name: str) -> bool:
 
 
 def epoch_order(
-    strategy: str, examples: Fitted, keys: list[str], collator: Collator, arguments: TrainingArguments
+    strategy: str, examples: Fitted, keys: np.ndarray, collator: Collator, arguments: TrainingArguments
 ) -> Order:
     """The order of an epoch: by image where images are shared, else as `train.train_sampling_strategy` says."""
     if collator.share_images:
@@ -352,11 +398,12 @@ def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
     about = {
         split: {
             "examples": len(fitted),
-            "longest_tokens": max(fitted.lengths, default=0),
-            "mean_tokens": round(sum(fitted.lengths) / max(len(fitted), 1), 1),
+            "longest_tokens": int(fitted.lengths.max(initial=0)),
+            "mean_tokens": round(float(fitted.lengths.sum(dtype=np.int64)) / max(len(fitted), 1), 1),
             "dropped": len(fitted.dropped),
             "shortened": len(fitted.shortened),
             "shrunk": len(fitted.shrunk),
+            "refused": fitted.refused,
         }
         for split, fitted in splits.items()
     }

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, seed_worker
 
 from vlmexp.collator.sharing import BRANCHES, branch_inputs
 from vlmexp.data.example import Example
@@ -24,12 +26,15 @@ from vlmexp.training.checkpoints import is_complete
 from vlmexp.training.learning_rates import part_rates, split_groups
 from vlmexp.training.room import checkpoint_bytes
 from vlmexp.training.throughput import Throughput
+from vlmexp.training.token_batches import TokenBatches
+from vlmexp.training.workers import apart
 
 
 class VlmTrainer(Trainer):
     """A Trainer with the order of `train_sampler`, stored order in evaluation, and shared image prefixes.
 
     Args:
+        train_sampler: the order of the examples, or the batches of this process.
         learning_rates: part of the model -> its own learning rate; what is not in it has `args.learning_rate`.
         part_of: a parameter's name to its part.
         score_answers: of the model, to metrics that every evaluation has besides its loss.
@@ -41,7 +46,7 @@ class VlmTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        train_sampler: Sampler[int],
+        train_sampler: Sampler[int] | TokenBatches,
         learning_rates: Mapping[str, float] | None = None,
         part_of: Callable[[str], str] = DEFAULT_PATTERNS.part_of,
         score_answers: Callable[[nn.Module], dict[str, float]] | None = None,
@@ -164,7 +169,32 @@ class VlmTrainer(Trainer):
         saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
         model.load_state_dict(saved.state_dict(), strict=True)
 
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if not isinstance(self._train_sampler, TokenBatches):
+            return apart(super().get_train_dataloader(), self.args.seed)
+        dataset: Any = self.train_dataset
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=self._train_sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=partial(
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+            ),
+        )
+        # As of one process, since the batches are this process's own: nothing is left to divide.
+        prepared = prepare_data_loader(
+            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
+        return apart(prepared, self.args.seed)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        return apart(super().get_eval_dataloader(eval_dataset), self.args.seed)
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any]:
         return self._train_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:

@@ -1,0 +1,84 @@
+"""Local folders as data sets: what `save_to_disk` wrote, and images beside their metadata."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from vlmexp.data.examples import Examples
+from vlmexp.data.prepare import Prepared, prepare
+
+COLUMNS = {"image": "image", "question": "question", "answer": "answer"}
+COLORS = ("red", "green", "blue", "black")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def prepared(tmp_path: Path, folder: Path, splits: tuple[str, ...]) -> Prepared:
+    wanted = {split: split if split in splits else None for split in ("train", "validation", "test")}
+    return prepare(tmp_path / "data", "folder", "1", "hub", {"path": str(folder)}, wanted, 0.25, 0.25, 0, COLUMNS)
+
+
+def asked(prepared: Prepared, split: str) -> dict[str, tuple[int, int, int]]:
+    """Question -> the colour of its image."""
+    found = {}
+    for example in Examples(prepared, split, COLUMNS):
+        with Image.open(example.images[0]) as image:
+            found[example.fields["question"]] = image.convert("RGB").getpixel((0, 0))
+    return found
+
+
+EXPECTED = {"red?": (255, 0, 0), "green?": (0, 128, 0), "blue?": (0, 0, 255), "black?": (0, 0, 0)}
+
+
+def table(draw) -> datasets.Dataset:
+    rows = {
+        "image": [str(draw(color)) for color in COLORS],
+        "question": [f"{color}?" for color in COLORS],
+        "answer": list(COLORS),
+    }
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+
+def test_a_saved_data_set_is_all_train(tmp_path, draw):
+    table(draw).save_to_disk(tmp_path / "saved")
+    data = prepared(tmp_path, tmp_path / "saved", ("train",))
+    assert data.manifest["counts"] == {"train": 2, "validation": 1, "test": 1}
+    assert asked(data, "train") | asked(data, "validation") | asked(data, "test") == EXPECTED
+
+
+def test_saved_splits_are_kept(tmp_path, draw):
+    rows = table(draw)
+    datasets.DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(tmp_path / "saved")
+    data = prepared(tmp_path, tmp_path / "saved", ("train", "test"))
+    assert data.manifest["counts"] == {"train": 3, "validation": 1, "test": 1}
+    assert asked(data, "test") == {"green?": (0, 128, 0)}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_folder_of_images_with_metadata(tmp_path, draw, ending):
+    for split, colors in (("train", COLORS), ("test", COLORS[1:2])):
+        folder = tmp_path / "images" / split
+        folder.mkdir(parents=True)
+        rows = [{"file_name": f"{color}.png", "question": f"{color}?", "answer": color} for color in colors]
+        for color in colors:
+            draw(color).replace(folder / f"{color}.png")
+        with (folder / f"metadata.{ending}").open("w", newline="") as file:
+            if ending == "csv":
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+            else:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+    data = prepared(tmp_path, tmp_path / "images", ("train", "test"))
+    assert data.manifest["counts"] == {"train": 3, "validation": 1, "test": 1}
+    assert asked(data, "train") | asked(data, "validation") == EXPECTED
+    assert asked(data, "test") == {"green?": (0, 128, 0)}

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tests.training.test_train import losses, run_training, weights
+from vlmexp.errors import UserError
+from vlmexp.files import read_jsonl
+from vlmexp.training.heaviest import TokenCounts, training_batches
+from vlmexp.training.token_batches import Rows, TokenBatches, shared_rows, single_rows
+
+RNG = np.random.default_rng(0)
+LENGTHS = RNG.integers(20, 400, 1000)
+MEDIA = np.repeat(RNG.integers(16, 200, 200), 5)
+KEYS = np.repeat(np.arange(200), 5)
+BUDGET = 2000
+
+
+def of(rows: Rows, *, seed: int = 0, processes: int = 1, process: int = 0, budget: int = BUDGET) -> TokenBatches:
+    return TokenBatches(rows, budget, seed, processes, process)
+
+
+SINGLE = single_rows(LENGTHS)
+SHARED = shared_rows(LENGTHS + MEDIA, MEDIA, KEYS, BUDGET)
+
+
+@pytest.mark.parametrize("rows", [SINGLE, SHARED], ids=["single", "shared"])
+@pytest.mark.parametrize("processes", [1, 3])
+def test_an_epoch_is_every_example_once_and_no_batch_exceeds_the_budget(rows, processes):
+    counts = TokenCounts(LENGTHS, np.zeros(1000, int)) if rows is SINGLE else TokenCounts(LENGTHS + MEDIA, MEDIA, KEYS)
+    samplers = [of(rows, processes=processes, process=process) for process in range(processes)]
+    assert len({len(list(sampler)) for sampler in samplers}) == 1
+    for epoch in range(3):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        batches = [batch for together in zip(*samplers, strict=True) for batch in together]
+        assert batches == list(samplers[0].batches(epoch))
+        assert len(batches) == processes * len(samplers[0])
+        assert sorted(itertools.chain(*batches)) == list(range(1000))
+        assert max(map(counts.tokens, batches)) <= BUDGET
+    assert samplers[0].repeated == 0
+
+
+@pytest.mark.parametrize("rows", [SINGLE, SHARED], ids=["single", "shared"])
+def test_an_epoch_is_a_function_of_seed_and_epoch(rows):
+    first = of(rows)
+    epochs = [list(first.batches(epoch)) for epoch in range(3)]
+    assert list(first) == epochs[0] == list(of(rows))
+    assert len({len(batches) for batches in epochs}) == 1
+    assert epochs[0] != epochs[1]
+    assert {frozenset(b) for b in epochs[0]} != {frozenset(b) for b in epochs[1]}, "batches are drawn anew"
+    assert list(of(rows, seed=1)) != epochs[0]
+
+
+def test_little_is_padding():
+    counts = TokenCounts(LENGTHS, np.zeros(1000, int))
+    tokens = sum(map(counts.tokens, of(SINGLE)))
+    assert LENGTHS.sum() / tokens > 0.95
+    assert LENGTHS.sum() / (len(of(SINGLE)) * BUDGET) > 0.85
+
+
+def test_batches_of_a_few_examples():
+    #         0   1    2   3   4  5
+    lengths = [9, 30, 100, 10, 8, 9]
+    batches = list(of(single_rows(lengths), budget=32))
+    assert batches[0] == [2]  # longer than the budget, and the longest comes first
+    assert sorted(map(sorted, batches)) == [[0, 3, 5], [1], [2], [4]]
+
+
+def test_an_image_with_more_questions_than_the_budget_allows_has_several_rows():
+    #        a: media 10, texts 5 5 5 5; b: media 4, text 30; c: without media
+    rows = shared_rows([15, 15, 34, 15, 15, 7], [10, 10, 4, 10, 10, 0], ["a", "a", "b", "a", "a", "c"], budget=21)
+    assert [rows.members[a:b].tolist() for a, b in itertools.pairwise(rows.starts)] == [[0, 1], [3, 4], [2], [5]]
+    assert rows.tokens.tolist() == [20, 20, 34, 7]
+    assert sorted(map(sorted, of(rows, budget=21))) == [[0, 1], [2], [3, 4], [5]]
+
+
+def test_processes_take_batches_of_like_length_together():
+    batches = of(SINGLE, processes=2)
+    longest = [max(LENGTHS[index] for index in batch) for batch in batches.batches(0)]
+    apart = [abs(a - b) for a, b in zip(longest[::2], longest[1::2], strict=True)]
+    assert np.mean(apart) < 5
+
+
+@pytest.mark.parametrize(("count", "repeated"), [(4, 0), (5, 3), (3, 1)])
+def test_too_few_rows_for_the_processes_come_twice(count, repeated):
+    samplers = [of(single_rows([90] * count), budget=100, processes=4, process=process) for process in range(4)]
+    assert [sampler.repeated for sampler in samplers] == [repeated] * 4
+    batches = [index for sampler in samplers for (index,) in sampler]
+    assert len(batches) == count + repeated
+    assert set(batches) == set(range(count))
+
+
+def test_larger_batches_are_cut_so_that_every_process_has_as_many():
+    samplers = [of(single_rows([10] * 9), budget=50, processes=4, process=process) for process in range(4)]
+    assert sorted(len(batch) for sampler in samplers for batch in sampler) == [2, 2, 2, 3]
+
+
+@pytest.mark.parametrize("rows", [SINGLE, SHARED], ids=["single", "shared"])
+@pytest.mark.parametrize(("processes", "batches_per_step"), [(1, 1), (2, 4)])
+def test_examples_are_counted(rows, processes, batches_per_step):
+    sampler = of(rows, processes=processes)
+    steps = -(-len(sampler) // batches_per_step)
+    sizes = [len(batch) for batch in training_batches(sampler, 2 * processes * len(sampler))]
+    width = batches_per_step * processes
+    for step in (0, 1, 5, steps - 1):
+        assert sampler.examples_after_steps(step, batches_per_step) == sum(sizes[: step * width])
+    assert sampler.examples_after_steps(steps, batches_per_step) == 1000
+    assert sampler.examples_after_steps(steps + 1, batches_per_step) == 1000 + sum(sizes[len(sizes) // 2 :][:width])
+
+
+@pytest.mark.parametrize(("sharing", "workers"), [("auto", 0), ("never", 2)])
+def test_a_resumed_run_is_the_undisturbed_run(small, tmp_path, cut_after, sharing, workers):
+    config = small(
+        f"collator.share_images={sharing}", "train.tokens_per_batch=100", "train.save_total_limit=20",
+        "train.num_train_epochs=3", f"train.dataloader_num_workers={workers}", "train.save_steps=2",
+        "train.gradient_accumulation_steps=3",
+    )  # fmt: skip
+    record = run_training(config, tmp_path / "whole")
+    assert record["data"]["share_images"] == (sharing == "auto")
+    steps = record["stages"]["train"]["steps"]
+    cut = cut_after(tmp_path / "whole", 2)
+    record = run_training(config, cut)
+    assert record["stages"]["train"]["resumed_from"] == "checkpoint-2"
+    assert losses(cut) == losses(tmp_path / "whole")
+    assert weights(cut) == weights(tmp_path / "whole")
+    assert record["stages"]["train"]["steps"] == steps
+
+
+def test_the_loss_is_the_mean_over_tokens_however_they_are_cut(small, tmp_path):
+    """One step over all examples: as one batch, and as several under a budget."""
+    whole = small(
+        "peft.lora_dropout=0", "train.max_steps=1", "train.per_device_train_batch_size=64", "train.eval_strategy=no",
+        "train.gradient_accumulation_steps=1", "collator.share_images=never",
+    )  # fmt: skip
+    cut = small(
+        "peft.lora_dropout=0", "train.max_steps=1", "train.tokens_per_batch=200", "train.eval_strategy=no",
+        "train.gradient_accumulation_steps=99", "collator.share_images=never",
+    )  # fmt: skip
+    first = run_training(whole, tmp_path / "whole")
+    second = run_training(cut, tmp_path / "cut")
+    (a,), (b,) = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    assert a[1] == pytest.approx(b[1], rel=1e-5)
+    assert a[2] == pytest.approx(b[2], rel=1e-4)
+    heaviest = second["memory_preflight"]["batches"][0]
+    assert heaviest["set_by"] == "train.tokens_per_batch"
+    assert np.prod(heaviest["inputs"]["input_ids"]) <= 200
+    assert first["memory_preflight"]["batches"][0]["examples"] == first["data"]["splits"]["train"]["examples"]
+    assert read_jsonl(tmp_path / "cut" / "metrics.jsonl")[0]["samples_per_s"] > 0
+
+
+def test_examples_longer_than_the_budget_are_named(small, tmp_path):
+    record = run_training(
+        small("train.max_steps=1", "train.tokens_per_batch=20", "collator.share_images=never"), tmp_path / "run"
+    )
+    count = record["data"]["splits"]["train"]["examples"]
+    (said,) = record["fallbacks"]
+    assert said.startswith(f"{count} of {count} examples are longer than train.tokens_per_batch=20, the longest has ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["train.tokens_per_batch=0"], "tokens_per_batch=0 must be at least 1"),
+        (["train.tokens_per_batch=many"], "tokens_per_batch"),
+        (["train.tokens_per_batch=500", "train.train_sampling_strategy=random"], "group_by_length"),
+        (["train.tokens_per_batch=500", "train.auto_find_batch_size=true"], "leave one of them out"),
+    ],
+)
+def test_what_cannot_be(small, options, message):
+    with pytest.raises(UserError, match=message):
+        small(*options)

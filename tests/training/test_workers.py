@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from tests.conftest import example
+from tests.training.test_train import losses, run_training, weights
+from vlmexp.collator.lengths import fit
+from vlmexp.training.workers import worker_options
+
+
+@pytest.mark.parametrize(
+    ("given", "on_gpu", "cpus", "processes", "expected"),
+    [
+        ({}, False, 64, 1, (0, None, None)),
+        ({}, True, 64, 1, (8, True, 4)),
+        ({}, True, 12, 4, (3, True, 4)),
+        ({}, True, 2, 4, (0, None, None)),
+        ({"dataloader_num_workers": 0}, True, 64, 1, (0, None, None)),
+        ({"dataloader_num_workers": 2}, False, 1, 1, (2, True, 4)),
+        ({"dataloader_num_workers": 2, "dataloader_prefetch_factor": 1}, True, 8, 1, (2, True, None)),
+        ({"dataloader_persistent_workers": False}, True, 8, 1, (8, None, 4)),
+    ],
+)
+def test_defaults_leave_what_is_given(given, on_gpu, cpus, processes, expected):
+    names = ("num_workers", "persistent_workers", "prefetch_factor")
+    options = worker_options(given, on_gpu, cpus, processes)
+    assert tuple(options.get(f"dataloader_{name}") for name in names) == expected
+
+
+@pytest.mark.slow
+def test_a_resumed_run_with_workers_is_the_undisturbed_run_without(small, tmp_path, cut_after, capfd):
+    """Over three epochs, with evaluations: the workers take no part in the random numbers of dropout."""
+    options = ["train.num_train_epochs=3", "train.save_steps=2", "train.save_total_limit=20", "train.eval_steps=2"]
+    config = small(*options, "train.dataloader_num_workers=2", "collator.share_images=never")
+    run_training(config, tmp_path / "whole")
+    cut = cut_after(tmp_path / "whole", 2)
+    run_training(config, cut)
+    assert losses(cut) == losses(tmp_path / "whole")
+    assert weights(cut) == weights(tmp_path / "whole")
+    assert "TOKENIZERS_PARALLELISM" not in capfd.readouterr().err
+
+
+def test_a_worker_can_be_started_instead_of_forked(make_collator, draw):
+    collator = make_collator()
+    items = [example("red?", "yes", draw("red")), example("blue?", "no", draw("blue"), id="1")]
+    dataset, copy = pickle.loads(pickle.dumps((fit(collator, items, 100, "error"), collator)))
+    expected = collator(items)
+    found = copy([dataset[0], dataset[1]])
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

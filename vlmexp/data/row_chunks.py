@@ -1,0 +1,86 @@
+"""The rows of a split on disk while they are checked and divided: in memory is one chunk of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+_NO_COMMON_TYPE = (pa.ArrowInvalid, pa.ArrowTypeError)
+
+
+class RowChunks:
+    """Rows as Arrow tables of `chunk` rows each; a column whose values have no common type becomes text."""
+
+    def __init__(self, folder: Path, chunk: int = 2_000) -> None:
+        self._folder, self._chunk = folder, chunk
+        self._rows, self._schemas = list[dict[str, Any]](), list[pa.Schema]()
+        self._count = 0
+        folder.mkdir(parents=True)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        self._count += 1
+        if len(self._rows) == self._chunk:
+            self._write()
+
+    def tables(self, *columns: str) -> Iterator[pa.Table]:
+        """The rows, a chunk at a time; a column that a row did not have is null there.
+
+        Args:
+            columns: those to read, where they exist; none: all.
+        """
+        if self._rows:
+            self._write()
+        types = {name: self._type(name) for name in dict.fromkeys(name for s in self._schemas for name in s.names)}
+        wanted = {name: types[name] for name in columns if name in types} if columns else types
+        for number in range(len(self._schemas)):
+            with pa.OSFile(str(self._file(number))) as file, pa.ipc.open_stream(file) as stream:
+                table = stream.read_all()
+            yield pa.table({name: _as_type(table, name, wanted[name]) for name in wanted})
+
+    def _write(self) -> None:
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        table = pa.table({name: _array([row.get(name) for row in self._rows]) for name in names})
+        with pa.OSFile(str(self._file(len(self._schemas))), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+            out.write_table(table)
+        self._schemas.append(table.schema)
+        self._rows = []
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number}.arrow"
+
+    def _type(self, name: str) -> pa.DataType | None:
+        """The type that a column has in all chunks; None where there is none."""
+        parts = [pa.schema([schema.field(name)]) for schema in self._schemas if name in schema.names]
+        try:
+            return pa.unify_schemas(parts, promote_options="permissive").field(name).type
+        except _NO_COMMON_TYPE:
+            return None
+
+
+def _as_type(table: pa.Table, name: str, wanted: pa.DataType | None) -> pa.Array | pa.ChunkedArray:
+    if name not in table.column_names:
+        return pa.nulls(len(table), wanted or pa.string())
+    if wanted is None:
+        return _text_array(table[name].to_pylist())
+    empty = pa.schema([(name, wanted)]).empty_table()
+    return pa.concat_tables([table.select([name]), empty], promote_options="permissive")[name]
+
+
+def _array(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (*_NO_COMMON_TYPE, OverflowError, UnicodeEncodeError):
+        return _text_array(values)
+
+
+def _text_array(values: list[Any]) -> pa.Array:
+    texts = [None if v is None else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
+    return pa.array([t if t is None else t.encode(errors="replace").decode() for t in texts], pa.string())
