@@ -63,7 +63,7 @@ def test_a_picture_of_a_shape_that_the_processor_refuses(make_collator, draw):
     with pytest.raises(UserError, match=r"row tall: the model's processor takes no media of 1 x 4000 pixels"):
         token_lengths(make_collator(), [item], True)
     items = [example("red?", "yes", draw("red")), item, example("red?", "no", draw("red"))]
-    with pytest.raises(UserError, match="row tall: .* takes no media of 1 x 4000"):
+    with pytest.raises(UserError, match=r"row tall: .* takes no media of 1 x 4000"):
         fit(make_collator(), items, 90, "error", refused_share=0.3)
     fitted = fit(make_collator(), items, 90, "error", refused_share=0.4)
     assert [one.answer for one in fitted] == ["yes", "no"]
