@@ -183,7 +183,10 @@ def _refusals(collator: Collator, examples: Sequence[Example], indices: list[int
             found.append(str(error))
     if len(found) > share * len(examples):
         more = f" So it is with {len(found)} of {len(examples)} examples." if len(found) > 1 else ""
-        raise UserError(f"{found[0]}{more}")
+        raise UserError(
+            f"{found[0]}{more} Leave such rows out with dataset.on_bad_sample=skip (up to dataset.max_bad_share), or "
+            "set collator.image_processing.resize_mode=stretch and max_size."
+        )
     return found
 
 

@@ -70,9 +70,7 @@ class MediaTokens:
                 f"{s.width} x {s.height}" if isinstance(s, ClipShape) else f"{s[0]} x {s[1]}" for s in shape
             )
             raise RefusedMedia(
-                f"{example.place('image')}: the model's processor takes no media of {sizes} pixels ({error}). "
-                "Leave such rows out with dataset.on_bad_sample=skip, or set "
-                "collator.image_processing.resize_mode=stretch and max_size."
+                f"{example.place('image')}: the model's processor takes no media of {sizes} pixels ({error})."
             ) from None
         ids: list[int] = inputs["input_ids"][0].tolist()
         return ids

@@ -169,7 +169,8 @@ def training_data(config: Config, run: Run, prepared: Prepared, collator: Collat
 def note_refused(run: Run, split: str, examples: Fitted) -> None:
     """Say that the processor does not take some examples' media."""
     if examples.refused:
-        run.note_fallback(f"{len(examples.refused)} examples of {split} are left out: {examples.refused[0]}")
+        some = len(examples.refused)
+        run.note_fallback(f"{some} of {some + len(examples)} {split} examples are left out: {examples.refused[0]}")
 
 
 def model_to_train(
