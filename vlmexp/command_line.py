@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+import shutil
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -85,15 +89,23 @@ def refuse_secrets(arguments: Iterable[str]) -> None:
 def help_text(config_dir: Path, stages: Iterable[str]) -> str:
     """The answer to --help: the idea, examples, and every group with its choices and what their files say of them."""
     lines = [HELP.format(stages=" | ".join(stages))]
-    for group in sorted(path for path in config_dir.iterdir() if path.is_dir()):
+    width = max(60, shutil.get_terminal_size().columns)
+    for group in sorted(path for path in (*config_dir.iterdir(), *config_dir.glob("hydra/*")) if path.is_dir()):
         choices = sorted(group.glob("*.yaml"))
         if not choices:
             continue
-        lines.append(f"  {group.name}=")
+        lines.append(f"  {group.relative_to(config_dir)}=")
         for choice in choices:
-            first = choice.read_text(encoding="utf-8").splitlines()[0]
-            lines.append(f"    {choice.stem:<16} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
+            text = f"    {choice.stem:<16} {_first_sentence(choice)}"
+            lines.append(textwrap.fill(text, width, subsequent_indent=" " * 21, break_on_hyphens=False))
     return "\n".join(lines)
+
+
+def _first_sentence(file: Path) -> str:
+    """Of the comment at the beginning of a YAML file."""
+    lines = [line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    paragraph = itertools.takewhile(bool, (line for line in lines if not line.startswith("@package")))
+    return re.split(r"(?<!et al)\. ", " ".join(paragraph))[0].rstrip(".:")
 
 
 def choose_experiments(arguments: list[str]) -> list[str]:
