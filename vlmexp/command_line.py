@@ -184,10 +184,7 @@ def same_directory_on_all_ranks(arguments: list[str]) -> list[str]:
         UserError: a sweep, or ranks that have no way to agree.
     """
     if "-m" in arguments or "--multirun" in arguments:
-        raise UserError(
-            "A sweep does not run inside torchrun or accelerate launch: choose hydra/launcher=slurm or slurm_local "
-            "with hydra.launcher.tasks_per_node, and each point gets its processes."
-        )
+        distributed.refuse_sweep()
     others = [] if distributed.rank() == 0 else ["hydra.output_subdir=null"]  # Hydra's own files are written once
     if not is_single_run(arguments) or "hydra.run.dir" in {key_of(override) for override in overrides(arguments)}:
         return [*arguments, *others]

@@ -40,6 +40,15 @@ def refuse_sharding() -> None:
             )
 
 
+def refuse_sweep() -> None:
+    """Raise a UserError if this is one of several processes, each of which would be a client of the sweep."""
+    if world_size() > 1:
+        raise UserError(
+            "A sweep does not run inside torchrun or accelerate launch: choose hydra/launcher=slurm or slurm_local "
+            "with hydra.launcher.tasks_per_node, and each point gets its processes."
+        )
+
+
 def local_world_size() -> int:
     """How many of the job's processes run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 QUEUE_SIGNAL = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
@@ -84,7 +84,8 @@ def uninterrupted() -> Iterator[None]:
     """A Ctrl-C within the block takes effect at its end, and programs that the block starts never see one.
 
     They would: a terminal sends it to all that it runs. Programs inherit that it is ignored; here it is blocked too,
-    and what is blocked waits until somebody asks.
+    and what is blocked waits until somebody asks. Threads of libraries, such as NumPy's, block nothing: where there are
+    some, one of them takes it, and it has to be given again.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -96,6 +97,26 @@ def uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if came is not None:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def on_interrupt(act: Callable[[], None]) -> Iterator[None]:
+    """Within `uninterrupted`: a Ctrl-C in this block, which starts no programs, calls `act` at once."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: act())
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler of a signal that means what Ctrl-C does, and is held back where that is."""
+    if callable(signal.getsignal(signal.SIGINT)) or signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        signal.raise_signal(signal.SIGINT)
+    else:  # as in the background jobs of a shell, which do not mind Ctrl-C
+        raise KeyboardInterrupt
 
 
 def back_to_the_queue(number: int) -> None:

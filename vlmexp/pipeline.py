@@ -32,7 +32,7 @@ def pipeline(config: Config, run: Run) -> dict[str, Any]:
     files = {name: run.path("evaluation", f"{name}_evaluation.json") for name in (BASE, FINETUNED)}
     base, finetuned = (read_json(path) for path in files.values())
     about = "all of it" if base["sample"] == "all" else f"a {base['sample']} of {base['population']:,}"
-    about += f" but {len(base['refused'])} that the processor refuses" if base["refused"] else ""
+    about += f" but {base['refused']} that the processor refuses" if base["refused"] else ""
     title = f"{config.model.id} on {config.dataset.name}: {base['n']:,} questions of the {base['split']} split, {about}"
     print_scores({"base": base, "fine-tuned": finetuned}, title)
     print_paths(

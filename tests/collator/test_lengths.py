@@ -59,3 +59,12 @@ def test_a_long_question_is_shortened_and_its_image_is_whole(make_collator, draw
 def test_an_image_that_alone_is_too_long(make_collator, draw):
     with pytest.raises(UserError, match="images alone are too large"):
         fit(make_collator(), [example("red?", "yes", draw("red", (512, 512)))], 50, "shorten_text")
+
+
+def test_where_every_example_counts_it_is_kept_as_it_is(items, make_collator, draw):
+    large = example("red?", "yes", draw("red", (512, 512)), id="large")
+    fitted = fit(make_collator(), [*items, large], 52, "keep")
+    assert (fitted.shortened, fitted.too_long, fitted.dropped) == (["3"], ["large"], [])
+    assert len(fitted) == len(items) + 1
+    assert fitted[len(items)] is large
+    assert max(fitted.lengths[:-1]) <= 52 < 1024 < fitted.lengths[-1] == fitted.media_lengths[-1] + 17

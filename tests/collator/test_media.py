@@ -63,13 +63,18 @@ def test_a_picture_of_a_shape_that_the_processor_refuses(make_collator, draw):
     with pytest.raises(UserError, match=r"row tall: the model's processor takes no media of 1 x 4000 pixels"):
         token_lengths(make_collator(), [item], True)
     items = [example("red?", "yes", draw("red")), item, example("red?", "no", draw("red"))]
-    with pytest.raises(UserError, match=r"row tall: .* takes no media of 1 x 4000"):
-        fit(make_collator(), items, 90, "error", refused_share=0.3)
+    with pytest.raises(UserError, match=r"row tall: .* 1 x 4000 pixels .*\)\. .* 1 of 3 examples\. Leave such rows"):
+        fit(make_collator(), items, 90, "error")
+    two = [*items, dataclasses.replace(item, id="other")]
+    with pytest.raises(
+        UserError, match=r"So it is with 2 of 4 examples, more than dataset.max_bad_share=0.3. Raise that"
+    ):
+        fit(make_collator(), two, 90, "error", refused_share=0.3)
     fitted = fit(make_collator(), items, 90, "error", refused_share=0.4)
     assert [one.answer for one in fitted] == ["yes", "no"]
     assert fitted.lengths.tolist() == token_lengths(make_collator(), [items[0], items[2]], True)
-    assert len(fitted.refused) == 1
-    assert "row tall" in fitted.refused[0]
+    assert list(fitted.refused) == ["tall"]
+    assert fitted.refused["tall"].startswith("row tall: the model's processor takes no media of 1 x 4000 pixels")
     options = ["collator.image_processing.resize_mode=stretch", "collator.image_processing.max_size=64"]
     assert token_lengths(make_collator(*options), [item], True) == [16 + 16]
 

@@ -210,6 +210,15 @@ def test_a_video_that_is_cut_off_is_a_bad_row(tmp_path):
     assert example.images == ()
 
 
+def test_rows_with_one_id_are_told_apart(tmp_path):
+    """As where an id is the image's: predictions are kept and compared by id."""
+    ids = ["7", "7", 7, "7-2", None, "7"]
+    rows = [row if id is None else {**row, "id": id} for row, id in zip(good(tmp_path, len(ids)), ids, strict=True)]
+    kept = Examples(prepare_rows(tmp_path, rows), "train", COLUMNS)
+    assert kept.ids() == ["7", "7-2", "7-3", "7-2-2", "train-4", "7-4"]
+    assert [example.fields["question"] for example in kept] == [f"is it red? {n}" for n in range(len(ids))]
+
+
 def test_columns_of_mixed_types_become_text(tmp_path):
     values = [1, "two", None, [3], {"four": 4}, 5.5, 2**80, "\ud800"]
     rows = [{**row, "note": value} for row, value in zip(good(tmp_path, len(values)), values, strict=True)]

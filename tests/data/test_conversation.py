@@ -85,6 +85,7 @@ def test_what_a_conversation_says(value, media, expected):
         ([], "no conversation", "[] is no list of turns"),
         ("hello", "no conversation", "'hello' is no list of turns"),
         ("what is it?", "no conversation", "'what is it?' is no list of turns"),
+        ("[" + 5000 * "1" + "]", "no conversation", "'[1111"),  # more digits than Python reads
         (["hello"], "no conversation", 'turn 1 has neither a "role" nor a "from": hello'),
         ([{"role": "tool", "content": "x"}], "unknown role", "turn 1 is that of 'tool'; there are system, user,"),
         ([CHAT[0]], "no answer", "its last turn is the user's, and nobody answers"),

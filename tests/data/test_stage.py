@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.test_images import encoded
 from vlmexp.data.stage import download, load_split, prepared_data
 from vlmexp.errors import UserError
-from vlmexp.files import read_json
+from vlmexp.files import read_json, read_jsonl
 from vlmexp.runs import Run
 
 
@@ -39,8 +39,10 @@ def test_what_is_left_out_is_recorded(mixed, tmp_path):
     assert record["data"]["without_media"] == {"train": 0}
     (said,) = record["fallbacks"]
     assert said == (
-        "Rows that cannot be used are left out of files (train: 1 empty question, 1 damaged); see bad.jsonl there."
+        "Rows that cannot be used are left out of files (train: 1 empty question, 1 damaged); see bad.jsonl."
     )
+    listed = read_jsonl(tmp_path / "run" / "bad.jsonl")
+    assert sorted(row["reason"] for row in listed) == ["damaged", "empty question"]
 
 
 def test_an_error_is_the_default(mixed, tmp_path):

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from vlmexp.errors import UserError
 from vlmexp.evaluation.journal import Journal, forget, take_up
 from vlmexp.models.checkpoint import fingerprint
+from vlmexp.storage import StorageError
 
 
 def test_what_was_appended_is_taken_up_whoever_wrote_it(tmp_path):
@@ -56,7 +56,7 @@ def test_kinds_of_answers_are_kept_apart(tmp_path):
 
 def test_a_full_disk_is_said_in_a_sentence(tmp_path):
     (tmp_path / "x.partial-rank0.jsonl").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"x\.partial-rank0\.jsonl cannot be written: No space left on device"):
+    with pytest.raises(StorageError, match=r"x\.partial-rank0\.jsonl cannot be written: the disk is full \("):
         Journal(tmp_path, "x", "a", 0).append({"a": {"prediction": "1"}})
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import cli_environment
+from tests.conftest import Disk, cli_environment
 from vlmexp.evaluation.stage import eval_base
 from vlmexp.files import read_json, read_jsonl, write_jsonl
 from vlmexp.interruption import Preempted
 from vlmexp.runs import Run
+from vlmexp.storage import StorageError
 
 JOB = [
     "stage=eval_base", "threads=1", "evaluation.batch_size=4", "evaluation.max_new_tokens=24",
@@ -81,6 +82,30 @@ def test_told_to_stop_it_ends_a_batch_and_goes_on_from_there(evaluate, tmp_path)
     for name in FILES:
         assert (stopped / "evaluation" / name).read_bytes() == (tmp_path / "whole" / "evaluation" / name).read_bytes()
     assert sorted(path.name for path in (stopped / "evaluation").iterdir()) == sorted(FILES)
+
+
+def test_a_disk_that_fills_up_costs_no_answer(disk: Disk, evaluate, tmp_path):
+    evaluate("whole")
+    disk.mount("1m")
+    run = disk.folder / "run"
+
+    def fill() -> None:
+        while not (run.exists() and lines(run) >= 8):
+            time.sleep(0.001)
+        disk.fill()
+
+    filler = threading.Thread(target=fill, daemon=True)
+    filler.start()
+    with pytest.raises(StorageError, match="cannot be written: the disk is full"):
+        evaluate("disk/run")
+    filler.join()
+    record, kept = read_json(run / "run.json"), lines(run)
+    assert record["status"] == "failed"
+    assert "the disk is full" in record["error"]
+    (disk.folder / "ballast").unlink()
+    assert evaluate("disk/run")["answers"] == {"generated": 64 - kept, "taken_from_disk": kept}
+    for name in FILES:
+        assert (run / "evaluation" / name).read_bytes() == (tmp_path / "whole" / "evaluation" / name).read_bytes()
 
 
 @pytest.fixture

@@ -6,13 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import cli_environment
+from tests.conftest import Disk, cli_environment
 from vlmexp.files import read_json, read_jsonl
-from vlmexp.launch.sweep import Sweep
+from vlmexp.interruption import interrupt, uninterrupted
+from vlmexp.launch.client import run_points
+from vlmexp.launch.queues import ForegroundQueue
+from vlmexp.launch.sweep import Plan, Sweep
 
 pytestmark = pytest.mark.slow
 
@@ -84,11 +89,81 @@ def test_a_client_that_is_told_to_stop_stops_its_point(number, cli, mine, tmp_pa
     assert "2 of 2 points to run" in done.stdout
 
 
+def test_jobs_that_cannot_be_recorded_do_not_stay(disk: Disk, mine, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", mine["PYTHONPATH"])
+    sweep = Sweep(tmp_path / "sweep")
+    points = sweep.add([["stage=probe.stage", "seed=1"]])
+    disk.mount("64k")
+    (disk.folder / "jobs.jsonl").touch()
+    disk.fill()
+    (sweep.directory / "jobs.jsonl").symlink_to(disk.folder / "jobs.jsonl")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(OSError, match="No space left on device"):
+            run_points(sweep, points, Plan("foreground", {"wait": True, "cancel_on_interrupt": True}, "code", []))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert not [pid for pid in children if str(tmp_path).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_zombie_is_no_job(tmp_path):
+    """In a container whose first process is no init, the point of a client that was killed becomes one."""
+    leave = "import os; pid = os.fork(); pid or os._exit(0); os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)"
+    script = [sys.executable, "-c", f"{leave}; print(pid, flush=True); input()"]
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        job = parent.stdout.readline().strip()
+        assert "State:\tZ" in Path(f"/proc/{job}/status").read_text()
+        assert ForegroundQueue({}, tmp_path / ".submitit").states([job]) == {}
+        parent.communicate("\n")
+
+
+class Stubborn:
+    """A point that takes for ever to save."""
+
+    def command(self) -> list[str]:
+        script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)"
+        return [sys.executable, "-c", f"{script}; time.sleep(120)"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_who_does_not_want_to_wait_for_a_checkpoint_asks_again(number, tmp_path, capfd):
+    queue = ForegroundQueue({}, tmp_path / ".submitit")
+    before = signal.signal(signal.SIGTERM, interrupt)
+    deadline, held_off = time.monotonic() + 60, threading.Event()
+
+    def impatient() -> None:  # a thread that, as NumPy's, blocks no signal
+        held_off.wait()
+        while not callable(signal.getsignal(signal.SIGINT)) and time.monotonic() < deadline:  # it is ignored till then
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    try:
+        (job,) = queue.submit([Stubborn()], tmp_path)
+        while "up" not in capfd.readouterr().out and time.monotonic() < deadline:
+            time.sleep(0.01)
+        threading.Thread(target=impatient, daemon=True).start()
+        with uninterrupted():
+            held_off.set()
+            assert queue.cancel([job]) is None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert queue._processes[job].returncode == -signal.SIGKILL
+
+
 def test_every_point_is_checked_before_the_first_starts(cli, mine, tmp_path):
     done = cli("-m", "stage=probe.stage", "train.logging_steps=1,1.5", "hydra.sweep.dir=sweep", **mine)
     assert done.returncode == 2
     assert "point 1 (" in done.stderr
     assert "train.logging_steps=1.5 must be a whole number" in done.stderr
+    assert not (tmp_path / "sweep" / "points.jsonl").exists()
+
+
+def test_a_run_is_not_continued_by_a_point(cli, mine, tmp_path):
+    done = cli("-m", "run=one,two", "hydra.sweep.dir=sweep", **mine)
+    assert done.returncode == 2
+    assert "point 0 (run=one): stage=pipeline continues run=one in its own directory" in done.stderr
     assert not (tmp_path / "sweep" / "points.jsonl").exists()
 
 

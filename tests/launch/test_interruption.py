@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ROOT, cli_environment, only_run
 from vlmexp.files import read_json, read_jsonl
-from vlmexp.interruption import Interruption, Preempted, uninterrupted
+from vlmexp.interruption import Interruption, Preempted, interrupt, uninterrupted
 from vlmexp.runs import Run
 
 TRAINING = [
@@ -71,6 +71,29 @@ def test_ctrl_c_is_held_off_and_not_seen_by_programs():
         pass
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background job"])
+def test_a_signal_that_means_ctrl_c_is_held_off_with_it(ctrl_c):
+    seen = []
+
+    def submit() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            seen.append("recorded")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, ctrl_c)
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            submit()
+        assert seen == ["recorded"]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_the_run_says_preempted_and_no_further_stage_begins(compose, tmp_path):

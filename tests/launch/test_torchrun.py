@@ -54,7 +54,8 @@ def test_weights_are_not_sharded_behind_our_back(cli, tmp_path, name):
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_sweep_is_for_a_launcher(cli):
-    done = cli("-m", "peft.r=2,4", RANK="0", WORLD_SIZE="2")
+@pytest.mark.parametrize("arguments", [["-m", "peft.r=2,4"], ["experiment=sweep_lora", "hydra.run.dir=run"]])
+def test_a_sweep_is_for_a_launcher(arguments, cli):
+    done = cli(*arguments, RANK="0", WORLD_SIZE="2")
     assert done.returncode == 2
     assert "hydra/launcher=slurm" in done.stderr

@@ -127,6 +127,28 @@ def test_what_the_overlong_policy_will_hit(overlong, fate, trained, quarters, sh
     assert record["result"]["too_long"] == 1
 
 
+def test_a_shrunk_image_has_a_row_of_its_own(show, tmp_path):
+    """Its question is too long for the image that the others share."""
+    Image.new("RGB", (256, 128), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (256, 128), "blue").save(tmp_path / "b.png")
+    rows = [
+        {"image": f"{name}.png", "question": question, "answer": f"{name} {number}"}
+        for name in ("a", "b")
+        for number, question in enumerate(["what?", "what " * 20, "where?"])
+    ]
+    given = [*files(write_rows(tmp_path, rows)), "collator.max_length=150", "collator.overlong=shrink_image"]
+    content, _ = show(*given, "preview.ids=[train-0,train-3]")
+    cards = {card["title"]: card for card in content["cards"]}
+    assert len(cards) == len(content["cards"]) == 4
+    for name, first, long in (("a", "train-0", "train-1"), ("b", "train-3", "train-4")):
+        packed, alone = cards[f"2 questions about the media of {first}"], cards[long]
+        assert trained_texts(packed)[1:] == [f"{name} 0<|im_end|>", f"{name} 2<|im_end|>"]
+        assert "".join(trained_texts(alone)) == f"{name} 1<|im_end|>"
+        assert "256 x 128 px in the file; the model sees" in packed["media"][0]["about"]
+        assert " after collator.overlong=shrink_image; the model sees" in alone["media"][0]["about"]
+        assert alone["length"] == alone["questions"][0]["length"] <= 150
+
+
 def test_bad_rows_are_listed_or_end_it(quarters, show, tmp_path):
     (tmp_path / "half.jpg").write_bytes(encoded("JPEG")[:900])
     rows = [{"image": "quarters.png", "question": "q?", "answer": "a"}] * 3

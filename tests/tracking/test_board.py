@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import cli_environment
+from tests.conftest import Disk, cli_environment
 from vlmexp.files import read_json, read_jsonl
 from vlmexp.runs import Run
 from vlmexp.tracking.board import Board
@@ -61,6 +61,23 @@ def test_a_tracker_that_cannot_write_costs_no_run(small, tmp_path, tool):
     assert record["status"] == "done"
     (note,) = record["fallbacks"]
     assert note.startswith(f"tracking.report_to={tool} failed (")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_a_full_disk_is_no_matter_of_the_tracker(disk: Disk, small):
+    """What the tracker cannot write, and that it cannot, hides neither what the run came to nor why it ended."""
+    config = small("tracking=tensorboard")
+    disk.mount("512k")
+    with Run.open(disk.folder / "run", config, []) as run, tracked(config, run):
+        run.tracker.log({"step": 1, "loss": 0.5})
+        disk.fill()
+        for step in range(2, 400):  # until what is left of the file's last page is full
+            run.tracker.log({"step": step, "loss": 0.25})
+        (disk.folder / "ballast").unlink()
+    record = read_json(disk.folder / "run" / "run.json")
+    assert record["status"] == "done"
+    (note,) = record["fallbacks"]
+    assert note.startswith("tracking.report_to=tensorboard failed (")
 
 
 def test_names_of_scalars():

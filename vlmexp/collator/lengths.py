@@ -25,19 +25,24 @@ from vlmexp.errors import UserError
 _CHUNK = 2048  # examples tokenized at a time
 _KNOWN_SHAPES = 4096  # of media; more are looked up again, as memory shall not grow with the data
 WORTH_STORING = 1000  # examples from which on their counts are kept
-KEEPING_ALL = {"drop": "shorten_text"}  # policies instead of others where every example counts
+KEEPING_ALL = {"drop": "keep"}  # policies instead of others where every example counts
 REFUSED = -1  # instead of the length of an example with media that the model's processor does not take
 
 
+class QuestionTooShort(UserError):
+    """An example that is too long even without its question."""
+
+
 class Fitted(ExampleSequence):
-    """Examples that all fit into `max_length` tokens.
+    """Examples that fit into `max_length` tokens, but for those that are `too_long`.
 
     Attributes:
         lengths: [examples] int32, tokens of each example, media (and the answer, if it counts) included.
         media_lengths: [examples] int32, how many of these stand for media.
         dropped, shortened, shrunk: ids of the examples that were left out, lost the end of their question, or got
             smaller images.
-        refused: what is wrong with examples that were left out because the processor does not take their media.
+        too_long: ids of the examples that are longer all the same (`keep`).
+        refused: id -> what is wrong, of examples that were left out because the processor does not take their media.
     """
 
     def __init__(self, examples: Sequence[Example], kept: range | np.ndarray, replaced: dict[int, Example]) -> None:
@@ -46,7 +51,8 @@ class Fitted(ExampleSequence):
         self.dropped: list[str] = []
         self.shortened: list[str] = []
         self.shrunk: list[str] = []
-        self.refused: list[str] = []
+        self.too_long: list[str] = []
+        self.refused: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -67,9 +73,9 @@ class Fitted(ExampleSequence):
             keys: the same of each example of the sequence that these came from, whatever the size.
         """
         own = keys[self._kept]
-        for original, example in self._replaced.items():
-            if example.media_limit is not None:
-                own[np.searchsorted(self._kept, original)] = hash((int(keys[original]), example.media_limit))
+        shrunk = [original for original, example in self._replaced.items() if example.media_limit is not None]
+        for place, original in zip(np.searchsorted(self._kept, shrunk), shrunk, strict=True):
+            own[place] = hash((int(keys[original]), self._replaced[original].media_limit))
         return own
 
 
@@ -132,7 +138,8 @@ def fit(
 
     Args:
         overlong: `error`; `drop`, which leaves the example out; `shorten_text`, which takes tokens from the end of the
-            question; or `shrink_image`, which makes images and frames smaller. Media tokens are never cut.
+            question; `keep`, which does so where that is enough and leaves the others as they are; or `shrink_image`,
+            which makes images and frames smaller. Media tokens are never cut.
         refused_share: the largest share of the examples that may be left out because the processor does not take media
             of their size.
 
@@ -152,40 +159,51 @@ def fit(
             "collator.overlong to drop, shorten_text or shrink_image."
         )
     replaced: dict[int, Example] = {}
+    whole: list[str] = []
     if too_long and overlong != "drop":
         media_tokens = MediaTokens(collator)
         for index in too_long:
             example, excess = examples[index], int(lengths[index]) - max_length
-            replaced[index] = (
-                shrunk(collator, media_tokens, example, excess)
-                if overlong == "shrink_image"
-                else _shortened(collator, example, excess)
-            )
+            try:
+                replaced[index] = (
+                    shrunk(collator, media_tokens, example, excess)
+                    if overlong == "shrink_image"
+                    else _shortened(collator, example, excess)
+                )
+            except QuestionTooShort:
+                if overlong != "keep":
+                    raise
+                whole.append(example.id)
+        changed = list(replaced)
         lengths, media_lengths = lengths.copy(), media_lengths.copy()
-        lengths[too_long], media_lengths[too_long] = _counted(collator, list(replaced.values()), with_answer)
+        lengths[changed], media_lengths[changed] = _counted(collator, list(replaced.values()), with_answer)
     if refused or (too_long and overlong == "drop"):
-        kept = np.flatnonzero((lengths != REFUSED) & (lengths <= max_length)).astype(np.int32)
+        is_kept = lengths <= max_length if overlong == "drop" else np.ones(len(lengths), bool)
+        kept = np.flatnonzero(is_kept & (lengths != REFUSED)).astype(np.int32)
         lengths, media_lengths = lengths[kept], media_lengths[kept]
     result = Fitted(examples, kept, replaced)
-    result.lengths, result.media_lengths, result.refused = lengths, media_lengths, refused
+    result.lengths, result.media_lengths, result.refused, result.too_long = lengths, media_lengths, refused, whole
     fate = {"drop": result.dropped, "shrink_image": result.shrunk}.get(overlong, result.shortened)
-    fate += [examples[index].id for index in too_long]
+    fate += [examples[index].id for index in (too_long if overlong == "drop" else replaced)]
     return result
 
 
-def _refusals(collator: Collator, examples: Sequence[Example], indices: list[int], share: float) -> list[str]:
-    """What the processor has against these examples' media."""
-    media_tokens, found = MediaTokens(collator), []
-    for index in indices:
+def _refusals(collator: Collator, examples: Sequence[Example], indices: list[int], share: float) -> dict[str, str]:
+    """Id -> what the processor has against the media, of these examples."""
+    media_tokens, found = MediaTokens(collator), dict[str, str]()
+    too_many = len(indices) > share * len(examples)
+    for index in indices[:1] if too_many else indices:
+        example = examples[index]
         try:
-            media_tokens(examples[index], media_shape(examples[index], collator.media))
+            media_tokens(example, media_shape(example, collator.media))
         except RefusedMedia as error:
-            found.append(str(error))
-    if len(found) > share * len(examples):
-        more = f" So it is with {len(found)} of {len(examples)} examples." if len(found) > 1 else ""
+            found[example.id] = str(error)
+    if too_many:
+        limit = f", more than dataset.max_bad_share={share}" if share else ""
+        instead = "Raise that" if share else "Leave such rows out with dataset.on_bad_sample=skip"
         raise UserError(
-            f"{found[0]}{more} Leave such rows out with dataset.on_bad_sample=skip (up to dataset.max_bad_share), or "
-            "set collator.image_processing.resize_mode=stretch and max_size."
+            f"{found[examples[indices[0]].id]} So it is with {len(indices)} of {len(examples)} examples{limit}. "
+            f"{instead}, or set collator.image_processing.resize_mode=stretch and max_size."
         )
     return found
 
@@ -198,7 +216,7 @@ def _shortened(collator: Collator, example: Example, excess: int) -> Example:
         text = tokenizer.decode(ids[:keep], skip_special_tokens=False)
         if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= len(ids) - excess:
             return example.with_question_end(text)
-    raise UserError(
+    raise QuestionTooShort(
         f"Example {example.id} is {excess} tokens longer than collator.max_length, and its question has only "
         f"{len(ids)}: its images alone are too large. Raise collator.max_length, or set collator.overlong=drop."
     )

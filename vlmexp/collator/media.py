@@ -56,7 +56,7 @@ def media_arguments(examples: Sequence[Example], options: MediaOptions) -> dict[
     Raises:
         MediaError: a file cannot be used; the message names the split, the row and the column.
     """
-    own = [_limited(options, example.media_limit) for example in examples]
+    own = [limited(options, example.media_limit) for example in examples]
     rows = list(zip(examples, own, strict=True))
     images = [[_named(load_image, path, o.image, e, "image") for path in e.images] for e, o in rows]
     clips = [[_named(_clip, path, o, e, "video") for path in e.videos] for e, o in rows]
@@ -65,7 +65,7 @@ def media_arguments(examples: Sequence[Example], options: MediaOptions) -> dict[
 
 def media_shape(example: Example, options: MediaOptions) -> Shape:
     """Sizes of an example's media as the processor will get them, from the files' headers."""
-    options = _limited(options, example.media_limit)
+    options = limited(options, example.media_limit)
     images = [_named(image_size, path, options.image, example, "image") for path in example.images]
     return (*images, *(_named(_clip_shape, path, options, example, "video") for path in example.videos))
 
@@ -77,7 +77,7 @@ def blank_arguments(shape: Shape) -> dict[str, Any]:
     return _arguments([images] if images else [], [clips] if clips else [])
 
 
-def _limited(options: MediaOptions, limit: int | None) -> MediaOptions:
+def limited(options: MediaOptions, limit: int | None) -> MediaOptions:
     """The options for media whose longest side may have at most `limit` pixels."""
     if limit is None:
         return options

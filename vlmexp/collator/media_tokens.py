@@ -69,8 +69,9 @@ class MediaTokens:
             sizes = ", ".join(
                 f"{s.width} x {s.height}" if isinstance(s, ClipShape) else f"{s[0]} x {s[1]}" for s in shape
             )
+            place = example.place("image" if example.images else "video")
             raise RefusedMedia(
-                f"{example.place('image')}: the model's processor takes no media of {sizes} pixels ({error})."
+                f"{place}: the model's processor takes no media of {sizes} pixels ({' '.join(str(error).split())})."
             ) from None
         ids: list[int] = inputs["input_ids"][0].tolist()
         return ids

@@ -6,7 +6,7 @@ import dataclasses
 
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.media import ClipShape, media_shape
-from vlmexp.collator.media_tokens import MediaTokens
+from vlmexp.collator.media_tokens import MediaTokens, RefusedMedia
 from vlmexp.data.example import Example
 from vlmexp.errors import UserError
 
@@ -16,7 +16,8 @@ SMALLEST = 32  # pixels of the longest side, below which there is nothing to be 
 def shrunk(collator: Collator, media_tokens: MediaTokens, example: Example, excess: int) -> Example:
     """The example with its images and frames as large as they can be for `excess` tokens less than now.
 
-    All of them keep their aspect and get the same limit for their longest side; one pixel more would be too much.
+    All of them keep their aspect and get the same limit for their longest side; one pixel more would be too much, or
+    of a shape that the processor refuses.
 
     Raises:
         UserError: there are no media, or they are not small enough at SMALLEST pixels, either.
@@ -45,7 +46,11 @@ def shrunk(collator: Collator, media_tokens: MediaTokens, example: Example, exce
         )
     while too_large - fits > 1:
         middle = (fits + too_large) // 2
-        if tokens(at(middle)) <= now - excess:
+        try:
+            is_enough = tokens(at(middle)) <= now - excess
+        except RefusedMedia:  # of a thin strip that becomes a line
+            is_enough = False
+        if is_enough:
             fits = middle
         else:
             too_large = middle

@@ -53,7 +53,7 @@ def _items(value: Any) -> list[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise BadConversation("no conversation", f"{value[:60]!r} is no list of turns") from None
     if not isinstance(value, list | tuple) or not value:
         raise BadConversation("no conversation", f"{str(value)[:60]} is no list of turns")

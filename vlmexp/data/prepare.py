@@ -35,7 +35,7 @@ from vlmexp.errors import UserError
 from vlmexp.files import digest, file_digest, new_folder, read_json, read_jsonl, write_json, write_jsonl
 from vlmexp.storage import writing
 
-_FORMAT = 2  # raise it when the same request would be prepared in another way
+_FORMAT = 3  # raise it when the same request would be prepared in another way
 log = logging.getLogger(__name__)
 
 

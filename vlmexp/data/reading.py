@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,14 @@ class Reading:
             UserError: a role's column is in none of the first rows.
         """
         chunks, seen, count = RowChunks(folder / split), set[str](), 0
+        times = Counter[str]()  # how often an id was given so far
         for original in tqdm(rows, f"prepare {self._name} {split}", unit=" rows", leave=False):
             if count < _ROWS_FOR_COLUMNS:
                 seen |= original.keys()
             elif count == _ROWS_FOR_COLUMNS:
                 check_columns(self._columns, [], seen, split)
             given = (original[name] for name in ("id", "question_id") if original.get(name) is not None)
-            row = str(next(given, f"{split}-{count}"))
+            row = _unused(str(next(given, f"{split}-{count}")), times)
             count += 1
             try:
                 chunks.add(stored_row(original, self._columns, self._required, self.store) | {"id": row})
@@ -76,6 +78,16 @@ class Reading:
         self.bad.append(
             {"split": split, "id": row, "column": column, "path": path, "reason": reason, "error": f"{place}: {error}"}
         )
+
+
+def _unused(name: str, times: Counter[str]) -> str:
+    """The name, or, where an earlier row has it, the name with a number behind it: answers are kept by id."""
+    row = name
+    while times[row]:
+        times[name] += 1
+        row = f"{name}-{times[name]}"
+    times[row] += 1
+    return row
 
 
 def media_columns(columns: Mapping[str, str | None]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from vlmexp.data.examples import Examples
 from vlmexp.data.prepare import Prepared, prepare
 from vlmexp.data.video_readers import resolve_library
 from vlmexp.errors import UserError
+from vlmexp.files import read_jsonl, write_jsonl
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
 
@@ -45,7 +46,9 @@ def prepared_data(config: Config, run: Run) -> Prepared:
             f"{split}: " + ", ".join(f"{n} {reason}" for reason, n in reasons.items())
             for split, reasons in left_out.items()
         )
-        run.note_fallback(f"Rows that cannot be used are left out of {dataset.name} ({counts}); see bad.jsonl there.")
+        run.note_fallback(f"Rows that cannot be used are left out of {dataset.name} ({counts}); see bad.jsonl.")
+        if run.is_main:
+            write_jsonl(run.path("bad.jsonl"), read_jsonl(prepared.folder / "bad.jsonl"))
     run.update(
         data=run.record.get("data", {})
         | {

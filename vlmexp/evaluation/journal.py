@@ -9,14 +9,13 @@ Each rank appends to a file of its own, `<stem>.partial-rank<N>.jsonl`:
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmexp.errors import UserError
 from vlmexp.files import write_jsonl
+from vlmexp.storage import writing
 
 Answer = Mapping[str, Any]  # prediction, and what else is kept of an answer
 _KIND = ".partial-rank"
@@ -28,7 +27,7 @@ def take_up(folder: Path, stem: str, fingerprint: str) -> dict[str, Answer]:
     The answers are gathered in the file of rank 0, without torn lines. Those with another fingerprint are thrown away.
 
     Raises:
-        UserError: the file cannot be written.
+        StorageError: the file cannot be written.
     """
     found: dict[str, Answer] = {}
     paths, own = _files(folder, stem), _file(folder, stem, 0)
@@ -39,7 +38,7 @@ def take_up(folder: Path, stem: str, fingerprint: str) -> dict[str, Answer]:
                 answer = json.loads(line)
                 found[answer.pop("id")] = answer
     if found:
-        with _one_sentence(own):
+        with writing(own):
             write_jsonl(own, [{"fingerprint": fingerprint}, *({"id": id, **row} for id, row in found.items())])
     for path in paths:
         if not found or path != own:
@@ -51,7 +50,7 @@ class Journal:
     """Where one rank's answers go; whole lines, in the file when `append` returns.
 
     Raises:
-        UserError: the file cannot be written, for one because the disk is full. What was appended before stays.
+        StorageError: the file cannot be written, for one because the disk is full. What was appended before stays.
     """
 
     def __init__(self, folder: Path, stem: str, fingerprint: str, rank: int) -> None:
@@ -60,7 +59,7 @@ class Journal:
 
     def append(self, answers: Mapping[str, Answer]) -> None:
         """Add answers by their question's id."""
-        with _one_sentence(self.path):
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:
                 header = [] if file.tell() else [{"fingerprint": self._fingerprint}]
@@ -82,13 +81,3 @@ def _file(folder: Path, stem: str, rank: int) -> Path:
 
 def _files(folder: Path, stem: str) -> list[Path]:
     return sorted(folder.glob(f"{stem}{_KIND}*.jsonl"))
-
-
-@contextlib.contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror}. The answers in it are kept: make room and continue with run=."
-        ) from None

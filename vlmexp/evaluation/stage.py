@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from vlmexp.evaluation.answers import PREDICTIONS, Asker, Choices, find_choices,
 from vlmexp.evaluation.journal import forget
 from vlmexp.evaluation.probes import ALONE, BLIND, batch_invariance, evaluate_blind
 from vlmexp.evaluation.score import find_metric, summarise
-from vlmexp.evaluation.trained import config_of, find_training_run, load_finetuned, refuse_other_options
+from vlmexp.evaluation.trained import as_trained, find_training_run, load_finetuned
 from vlmexp.files import read_json, write_json, write_jsonl
 from vlmexp.models.checkpoint import fingerprint
 from vlmexp.models.fit import check_forward
@@ -63,12 +62,7 @@ def score_finetuned(config: Config, run: Run) -> None:
             set_threads(config)
             source_run = run.directory if run.stage_result("train") else find_training_run(config)
             result["trained_by"] = str(source_run)
-            trained = config_of(source_run)
-            if config.run is not None:
-                refuse_other_options(config, trained, source_run, run.record["overrides"])
-            config = dataclasses.replace(
-                config, model=trained.model, collator=trained.collator, peft=trained.peft, seed=trained.seed
-            )
+            config = as_trained(config, source_run, run.record["overrides"])
             model, processor = load_finetuned(config, source_run, run)
             source = model_source(config)
             places = [(source.location, source.revision), (str(source_run / "model"), None)] if run.is_main else []
@@ -94,12 +88,18 @@ def evaluate_model(
     examples = load_split(config, prepared, evaluation.split, evaluation.max_examples)
     choices = find_choices(config, prepared)
     collator = build_collator(config, processor)
-    # An example that is left out would flatter the score, so here `drop` shortens.
+    # An example that is left out would flatter the score, so here `drop` shortens, or asks what cannot be shortened.
     overlong = KEEPING_ALL.get(config.collator.overlong, config.collator.overlong)
     limit, share = config.collator.max_length, refused_share(config)
     fitted = fit(collator, examples, limit, overlong, with_answer=False, refused_share=share)
     if fitted.refused:
-        run.note_fallback(f"{len(fitted.refused)} of {len(examples)} questions are not asked: {fitted.refused[0]}")
+        first = next(iter(fitted.refused.values()))
+        run.note_fallback(f"{len(fitted.refused)} of {len(examples)} questions are not asked: {first}")
+    if fitted.too_long:
+        run.note_fallback(
+            f"{len(fitted.too_long)} of {len(examples)} questions are asked as they are, although their images alone "
+            f"take more than collator.max_length={limit} tokens."
+        )
     if len(fitted):
         check_forward(config.model.id, model, processor, collator.prompts([fitted[0]]))
     rows = [examples[int(index)] for index in fitted.kept]
@@ -119,7 +119,8 @@ def evaluate_model(
         "sample": "all" if everything else f"random sample with seed {dataset.split_seed}",
         "shortened": len(fitted.shortened),
         "shrunk": len(fitted.shrunk),
-        "refused": fitted.refused,
+        "too_long": len(fitted.too_long),
+        "refused": len(fitted.refused),
         "model": config.model.id,
         "model_commit": commit(model_source(config)),
         "dataset": dataset.name,

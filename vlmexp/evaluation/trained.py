@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -16,6 +17,7 @@ from vlmexp.models.load import load_model, load_processor
 from vlmexp.parts import model_source
 from vlmexp.runs import Run, differences, finished_runs, read_config, require_run
 
+LIMITS = ("max_length", "overlong")  # of the collator: they change no token of an example that fits
 TRAINED_WITH = ("model", "collator", "peft")  # groups of options that belong to a trained model
 
 
@@ -57,10 +59,29 @@ def find_training_run(config: Config) -> Path:
     )
 
 
-def refuse_other_options(config: Config, trained: Config, source_run: Path, overrides: list[str]) -> None:
-    """Raise a UserError where options were given that the trained model's own would silently replace."""
+def as_trained(config: Config, source_run: Path, overrides: list[str]) -> Config:
+    """The config with the options that belong to the trained model; limits of length may be given anew.
+
+    Raises:
+        UserError: `run=` is evaluated with other options, which the trained model's own would silently replace.
+    """
+    trained, collator = config_of(source_run), {}
+    if config.run is not None:
+        given = {text.partition("=")[0].lstrip("+") for text in overrides}
+        limits = {name: f"collator.{name}" for name in LIMITS if f"collator.{name}" in given}
+        collator = {name: getattr(config.collator, name) for name in limits}
+        _refuse_other_options(config, trained, source_run, given - set(limits.values()))
+    return dataclasses.replace(
+        config,
+        model=trained.model,
+        collator=dataclasses.replace(trained.collator, **collator),
+        peft=trained.peft,
+        seed=trained.seed,
+    )
+
+
+def _refuse_other_options(config: Config, trained: Config, source_run: Path, given: Collection[str]) -> None:
     asked, had = ({name: dataclasses.asdict(c)[name] for name in TRAINED_WITH} for c in (config, trained))
-    given = tuple(text.partition("=")[0].lstrip("+") for text in overrides)
     listing = "; ".join(
         f"{option} is {old!r} there and {new!r} here"
         for option, (old, new) in differences(had, asked).items()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, open_dict
 
+from vlmexp import distributed
+from vlmexp.command_line import CONTINUING
 from vlmexp.errors import UserError
 from vlmexp.main import check
 
@@ -23,6 +25,7 @@ def check_points(loader: ConfigLoader, config: DictConfig, all_overrides: Sequen
     Raises:
         UserError: a point could not start; nothing has been written so far.
     """
+    distributed.refuse_sweep()  # of a preset, which -m does not announce
     for number, overrides in enumerate(all_overrides):
         check_point(loader, config, overrides, f"point {number} ")
 
@@ -33,6 +36,11 @@ def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[st
     composed = loader.load_sweep_config(config, list(overrides))
     if composed.hydra.sweeper.get("params") != config.hydra.sweeper.get("params"):
         raise UserError(f"{name} is a sweep itself, and sweeps do not nest: start it by itself.")
+    if composed.run is not None and composed.stage in CONTINUING:
+        raise UserError(
+            f"{name}: stage={composed.stage} continues run={composed.run} in its own directory, and a point of a sweep "
+            "has another: start it without -m, or leave out run=."
+        )
     with open_dict(composed):
         del composed["hydra"]
     try:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from vlmexp.errors import UserError
-from vlmexp.interruption import uninterrupted
+from vlmexp.interruption import interrupt, uninterrupted
 from vlmexp.launch.point import RunPoint
 from vlmexp.launch.queues import Queue, queue_of
 from vlmexp.launch.sweep import Plan, Point, Standing, Sweep
@@ -52,7 +52,7 @@ def run_points(sweep: Sweep, points: Sequence[Point], plan: Plan, queued: Sequen
     shown: dict[int, str] = {}
     started, unsettled = time.monotonic(), 0
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # means to the client what Ctrl-C does
+        signal.signal(signal.SIGTERM, interrupt)  # means to the client what Ctrl-C does
         while True:
             states = queue.states(ours) if ours else {}
             if states is not None:
@@ -105,7 +105,11 @@ def _submit(sweep: Sweep, points: Sequence[Point], queue: Queue, plan: Plan) -> 
     varied = sweep.varied()
     functions = [RunPoint(sweep.directory, point.point, tuple(plan.hydra_overrides)) for point in points]
     jobs = queue.submit(functions, sweep.directory / plan.code)
-    sweep.note_jobs(dict(zip((point.point for point in points), jobs, strict=True)))
+    try:
+        sweep.note_jobs(dict(zip((point.point for point in points), jobs, strict=True)))
+    except OSError:  # for one of a full disk; jobs that nobody knows of would be submitted once more
+        queue.cancel(jobs)
+        raise
     for point, job in zip(points, jobs, strict=True):
         print(f"  point {point.point:>3}  job {job:<10} {varied[point.point]}", flush=True)
     return jobs

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from vlmexp.errors import UserError
+from vlmexp.interruption import on_interrupt
 from vlmexp.launch.point import GPUS
 from vlmexp.launch.snapshot import python_environment, shell_lines
 
@@ -179,10 +179,8 @@ class ForegroundQueue:
     def cancel(self, jobs: Sequence[str]) -> str | None:
         for process in (self._processes[job] for job in jobs if job in self._processes):  # not another client's
             process.terminate()
-            while process.poll() is None:
-                if signal.SIGINT in signal.sigpending():  # of somebody for whom saving takes too long
-                    process.kill()
-                time.sleep(0.1)
+            with on_interrupt(process.kill):  # of somebody for whom saving takes too long
+                process.wait()
         return None
 
     def cancel_command(self, jobs: Sequence[str]) -> str:
@@ -194,6 +192,7 @@ def _is_alive(job: str, folder: Path) -> bool:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(int(job), os.WNOHANG)  # the client's own child stays a zombie until someone asks
     with contextlib.suppress(OSError):
+        Path("/proc", job, "exe").readlink()  # a zombie, for which in a container perhaps nobody asks, has no program
         command = Path("/proc", job, "cmdline").read_bytes()  # empty for a moment while the program is loaded
         return str(folder).encode() in command or not command
     return False

@@ -41,7 +41,7 @@ class Plan:
     """How a sweep's points are launched.
 
     Attributes:
-        kind: slurm or local.
+        kind: slurm, local or foreground.
         settings: of the launcher, as `hydra.launcher` has them.
         code: the folder with the code that the jobs run, relative to the sweep's.
         hydra_overrides: further command line arguments of each point.

@@ -10,6 +10,7 @@ import torch
 
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import fit
+from vlmexp.collator.media import media_key
 from vlmexp.collator.sharing import BRANCHES
 from vlmexp.data.example import Example
 from vlmexp.errors import UserError
@@ -60,6 +61,12 @@ class Card:
     more: int = 0
 
     @property
+    def shown(self) -> list[Example]:
+        """The examples that the row is made of: those that a training sees, or all where it sees none."""
+        seen = [question.example for question in self.questions if not question.is_left_out]
+        return seen or [question.example for question in self.questions]
+
+    @property
     def length(self) -> int:
         """Tokens of the row without its padding."""
         return sum(n for kind, n in self.counts.items() if kind != PADDING)
@@ -77,26 +84,31 @@ def make_cards(
     Raises:
         UserError: media cannot be read, or the processor refuses them.
     """
-    cards, good, rows = [], [], list[list[Example]]()
+    cards = list[Card]()
     for group in groups:
-        card = Card([Question(example, 0) for example in group])
-        cards.append(card)
         try:
-            card.questions = fitted(collator, group, max_length, overlong)
-            shown = [q.example for q in card.questions if not q.is_left_out] or [q.example for q in card.questions]
-            card.media = seen_media(collator, shown[0])
+            rows = [Card(questions) for questions in _rows(fitted(collator, group, max_length, overlong))]
+            for card in rows:
+                card.media = seen_media(collator, card.shown[0])
         except UserError as error:
             if not skip_bad:
                 raise
-            card.problem = str(error)
-        else:
-            good.append(card)
-            rows.append(shown)
+            rows = [Card([Question(example, 0) for example in group], problem=str(error))]
+        cards += rows
+    good = [card for card in cards if not card.problem]
     if good:
-        batch = collator([example for row in rows for example in row])
-        for index, (card, row) in enumerate(zip(good, rows, strict=True)):
-            card.segments, card.counts = _row(collator, batch, index, [example.id for example in row])
+        batch = collator([example for card in good for example in card.shown])
+        for index, card in enumerate(good):
+            card.segments, card.counts = _row(collator, batch, index, [example.id for example in card.shown])
     return cards
+
+
+def _rows(questions: Sequence[Question]) -> list[list[Question]]:
+    """The questions that share a row: where the overlong policy makes images smaller, not all about an image do."""
+    rows: dict[tuple[str, ...], list[Question]] = {}
+    for question in questions:
+        rows.setdefault(media_key(question.example), []).append(question)
+    return list(rows.values())
 
 
 def fitted(collator: Collator, examples: Sequence[Example], max_length: int, overlong: str) -> list[Question]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vlmexp.collator.batch import Collator
-from vlmexp.collator.media import MediaOptions
+from vlmexp.collator.media import MediaOptions, limited
 from vlmexp.data.example import Example
 from vlmexp.data.images import final_size, image_size, load_image, resized
 from vlmexp.data.videos import frame_numbers, load_video, video_header
@@ -31,6 +31,7 @@ class Medium:
 class _File:
     path: Path
     options: MediaOptions
+    resized_by: str  # option
     is_video: bool
 
     @property
@@ -49,7 +50,7 @@ class _File:
             taken = len(frame_numbers(header, self.options.video))
             text = f"{in_pixels(size)} and {header.frames:,} frames{rate} in the file, {taken:,} of them taken"
         after = final_size(size, self.options.image)
-        return text if after == size else f"{text}, {in_pixels(after)} after collator.image_processing"
+        return text if after == size else f"{text}, {in_pixels(after)} after {self.resized_by}"
 
     def captions(self) -> list[str]:
         """The times of a video's frames."""
@@ -76,8 +77,10 @@ def seen_media(collator: Collator, example: Example) -> list[Medium]:
         MediaError: a file cannot be read.
         UserError: the processor refuses it.
     """
+    options = limited(collator.media, example.media_limit)
+    resized_by = "collator.image_processing" if example.media_limit is None else "collator.overlong=shrink_image"
     files = [
-        _File(path, collator.media, is_video)
+        _File(path, options, resized_by, is_video)
         for paths, is_video in ((example.images, False), (example.videos, True))
         for path in paths
     ]

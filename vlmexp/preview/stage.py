@@ -76,8 +76,9 @@ def make_preview(config: Config, prepared: Prepared, collator: Collator) -> Prev
     groups = grouped(chosen or sample(survey.rows, survey.longest, keys, options.examples, config.seed), keys)
     shown = [[examples[index] for index in group[:QUESTIONS]] for group in groups]
     cards = make_cards(collator, shown, config.collator.max_length, config.collator.overlong, skip_bad)
-    for card, group in zip(cards, groups, strict=True):
-        card.more = max(0, len(group) - QUESTIONS)
+    more = {row[0].id: len(group) - len(row) for row, group in zip(shown, groups, strict=True)}
+    for card in cards:
+        card.more = more.get(card.questions[0].example.id, 0)
     bad = read_jsonl(prepared.folder / "bad.jsonl")
     return Preview(
         title=f"{config.model.id} on {config.dataset.name}, {options.split} split",

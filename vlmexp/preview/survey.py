@@ -85,8 +85,9 @@ def take_survey(collator: Collator, examples: Sequence[Example], rows: Sequence[
         raise UserError(f"None of the {len(rows)} counted rows can be used, the first by this: {bad[0]}")
     readable = Fitted(examples, np.array(kept), {})
     measured = fit(collator, readable, NO_LIMIT, "error", refused_share=1.0 if skip_bad else 0.0)
+    refused = list(measured.refused.values())
     if not len(measured):
-        raise UserError(f"None of the {len(rows)} counted rows can be used, the first by this: {measured.refused[0]}")
+        raise UserError(f"None of the {len(rows)} counted rows can be used, the first by this: {refused[0]}")
     files = [file for shape in shapes.values() if not isinstance(shape, MediaError) for file in shape]
     return Survey(
         rows=[kept[index] for index in measured.kept],
@@ -95,7 +96,7 @@ def take_survey(collator: Collator, examples: Sequence[Example], rows: Sequence[
         media_lengths=measured.media_lengths.tolist(),
         sizes=Counter((file.width, file.height) if isinstance(file, ClipShape) else file for file in files),
         clips=sum(isinstance(file, ClipShape) for file in files),
-        bad=[*bad, *measured.refused],
+        bad=[*bad, *refused],
     )
 
 

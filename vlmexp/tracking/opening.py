@@ -69,10 +69,11 @@ def _opened(config: Config, run: Run, trained_by: Path | None) -> Tracker:
 
     def failed(error: Exception) -> None:
         text = " ".join(redacted(str(error)).split())
-        run.note_fallback(
-            f"tracking.report_to={tool} failed ({type(error).__name__}: {text}): the run goes on, and its metrics are "
-            "in its directory only."
-        )
+        with contextlib.suppress(OSError):  # on a full disk it is kept with whatever is written next
+            run.note_fallback(
+                f"tracking.report_to={tool} failed ({type(error).__name__}: {text}): the run goes on, and its metrics "
+                "are in its directory only."
+            )
 
     try:
         if tool == "wandb":

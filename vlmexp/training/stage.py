@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.export.stage import check_export, export_model, publish
+from vlmexp.files import write_jsonl
 from vlmexp.models.adapter import attach, trainable_parameters
 from vlmexp.models.export import public_id, save_adapter
 from vlmexp.models.fit import check_forward
@@ -157,20 +158,30 @@ def training_data(config: Config, run: Run, prepared: Prepared, collator: Collat
                 refused_share=refused_share(config),
             )  # fmt: skip
             keys[split] = splits[split].media_keys(examples.media_keys())
-    if not len(splits["train"]):
-        raise UserError("collator.overlong=drop leaves no example to train on: raise collator.max_length.")
-    for split, fitted in splits.items():
-        note_refused(run, split, fitted)
+            if not len(splits[split]):
+                raise UserError(f"No example of the {split} split is left: raise collator.max_length.")
+    note_left_out(run, splits)
     collator.share_images = shares_images(config, collator, keys["train"], with_loss=True)
     describe_data(run, splits, collator.share_images)
     return TrainingData(splits, keys)
 
 
-def note_refused(run: Run, split: str, examples: Fitted) -> None:
-    """Say that the processor does not take some examples' media."""
-    if examples.refused:
-        some = len(examples.refused)
-        run.note_fallback(f"{some} of {some + len(examples)} {split} examples are left out: {examples.refused[0]}")
+def note_left_out(run: Run, splits: Mapping[str, Fitted]) -> None:
+    """Write left_out.jsonl if examples are left out, and say so where the processor does not take their media."""
+    rows = [
+        {"split": split, "id": example_id, "error": error}
+        for split, fitted in splits.items()
+        for example_id, error in [
+            *((dropped, "It is longer than collator.max_length.") for dropped in fitted.dropped),
+            *fitted.refused.items(),
+        ]
+    ]
+    if rows and run.is_main:
+        write_jsonl(run.path("left_out.jsonl"), rows)
+    for split, fitted in splits.items():
+        if fitted.refused:
+            first = next(iter(fitted.refused.values()))
+            run.note_fallback(f"{len(fitted.refused)} examples of {split} are left out (see left_out.jsonl): {first}")
 
 
 def model_to_train(
@@ -404,7 +415,7 @@ def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
             "dropped": len(fitted.dropped),
             "shortened": len(fitted.shortened),
             "shrunk": len(fitted.shrunk),
-            "refused": fitted.refused,
+            "refused": len(fitted.refused),
         }
         for split, fitted in splits.items()
     }
