@@ -226,6 +226,8 @@ LAYERS = [
 ]
 STAGE_FILES = {
     "data/stage.py",
+    "training/arguments.py",
+    "training/data.py",
     "training/stage.py",
     "training/callbacks.py",
     "evaluation/stage.py",

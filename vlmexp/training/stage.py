@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from transformers import (
@@ -24,14 +21,12 @@ from transformers.utils import logging as transformers_logging
 
 from vlmexp import distributed
 from vlmexp.collator.batch import Collator
-from vlmexp.collator.lengths import KEEPING_ALL, Fitted, fit
+from vlmexp.collator.lengths import KEEPING_ALL, fit
 from vlmexp.collator.media import media_key
-from vlmexp.config import Config, TrainExtras, library_options, peft_extras, train_extras
+from vlmexp.config import Config, peft_extras, train_extras
 from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
-from vlmexp.errors import UserError
 from vlmexp.export.stage import check_export, export_model, publish
-from vlmexp.files import write_jsonl
 from vlmexp.models.adapter import attach, trainable_parameters
 from vlmexp.models.export import public_id, save_adapter
 from vlmexp.models.fit import check_forward
@@ -41,7 +36,6 @@ from vlmexp.parts import (
     build_collator,
     model_source,
     module_patterns,
-    refused_share,
     set_threads,
     shares_images,
 )
@@ -49,6 +43,7 @@ from vlmexp.report import print_paths
 from vlmexp.runs import Run
 from vlmexp.tracking.opening import tracked
 from vlmexp.training.answers import AnswerScores
+from vlmexp.training.arguments import part_learning_rates, training_arguments
 from vlmexp.training.audit import GradientAudit
 from vlmexp.training.best import answered_examples
 from vlmexp.training.callbacks import (
@@ -60,12 +55,10 @@ from vlmexp.training.callbacks import (
     peak_memory_gib,
 )
 from vlmexp.training.checkpoints import is_last, missing_state, newest_complete
+from vlmexp.training.data import TrainingData, examples_after, train_sampler, training_data
 from vlmexp.training.learning_rates import require_parts
 from vlmexp.training.preflight import MemoryPreflight
-from vlmexp.training.sampling import EpochSampler, Order, by_length, by_media, shuffled
-from vlmexp.training.token_batches import TokenBatches, shared_rows, single_rows
 from vlmexp.training.trainer import VlmTrainer
-from vlmexp.training.workers import usable_cpus, worker_options
 
 
 def train(config: Config, run: Run) -> dict[str, Any]:
@@ -92,14 +85,6 @@ def train_model(config: Config, run: Run) -> None:
     if run.stage_result("train") is None:
         with tracked(config, run), run.stage("train") as result:
             result |= _train(config, run)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The examples of each split (train, and validation if there is one), and for each a key of its media."""
-
-    splits: dict[str, Fitted]
-    keys: dict[str, np.ndarray]
 
 
 def _train(config: Config, run: Run) -> dict[str, Any]:
@@ -145,43 +130,6 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
         "resumed_from": checkpoint.name if checkpoint else None,
         "peak_memory_gib": peak_memory_gib(),
     }
-
-
-def training_data(config: Config, run: Run, prepared: Prepared, collator: Collator) -> TrainingData:
-    """The splits after the overlong policy; decides whether the collator shares images, and records both."""
-    splits, keys = {}, {}
-    for split in ("train", "validation"):
-        if prepared.manifest["counts"][split]:
-            examples = load_split(config, prepared, split)
-            splits[split] = fit(
-                collator, examples, config.collator.max_length, config.collator.overlong,
-                refused_share=refused_share(config),
-            )  # fmt: skip
-            keys[split] = splits[split].media_keys(examples.media_keys())
-            if not len(splits[split]):
-                raise UserError(f"No example of the {split} split is left: raise collator.max_length.")
-    note_left_out(run, splits)
-    collator.share_images = shares_images(config, collator, keys["train"], with_loss=True)
-    describe_data(run, splits, collator.share_images)
-    return TrainingData(splits, keys)
-
-
-def note_left_out(run: Run, splits: Mapping[str, Fitted]) -> None:
-    """Write left_out.jsonl if examples are left out, and say so where the processor does not take their media."""
-    rows = [
-        {"split": split, "id": example_id, "error": error}
-        for split, fitted in splits.items()
-        for example_id, error in [
-            *((dropped, "It is longer than collator.max_length.") for dropped in fitted.dropped),
-            *fitted.refused.items(),
-        ]
-    ]
-    if rows and run.is_main:
-        write_jsonl(run.path("left_out.jsonl"), rows)
-    for split, fitted in splits.items():
-        if fitted.refused:
-            first = next(iter(fitted.refused.values()))
-            run.note_fallback(f"{len(fitted.refused)} examples of {split} are left out (see left_out.jsonl): {first}")
 
 
 def model_to_train(
@@ -251,55 +199,6 @@ def build_trainer(
     return trainer
 
 
-def training_arguments(config: Config, run: Run, has_validation: bool) -> TrainingArguments:
-    """The `train` group as TrainingArguments, with what the hardware cannot do turned off and noted.
-
-    Raises:
-        UserError: TrainingArguments refuses a value.
-    """
-    options = library_options(config.train, TrainExtras)
-    for name in ("bf16", "fp16"):
-        if options.get(name) and not has_precision(name):
-            run.note_fallback(f"train.{name}: this machine has no GPU that computes in {name}; training in float32.")
-            options[name] = False
-    if options.get("metric_for_best_model"):  # who names it wants the best, and not the last, as `model/`
-        options.setdefault("load_best_model_at_end", True)
-    if not has_validation and options.get("eval_strategy", "no") != "no":
-        needing = {
-            "load_best_model_at_end": options.get("load_best_model_at_end"),
-            "metric_for_best_model": options.get("metric_for_best_model"),
-            "early_stopping_patience": train_extras(config).early_stopping_patience,
-            "eval_generation_examples": train_extras(config).eval_generation_examples,
-        }
-        for name, value in needing.items():
-            if value:
-                raise UserError(
-                    f"train.{name}={value} needs a validation split, and {config.dataset.name} has none: set "
-                    "dataset.validation_fraction above 0."
-                )
-        run.note_fallback("There is no validation split: training runs without evaluation.")
-        options["eval_strategy"] = "no"
-    # The option's name in transformers since 5.20; the old one still works there, with a warning.
-    if "gradient_checkpointing" in options:
-        options["activation_checkpointing"] = options.pop("gradient_checkpointing")
-    if "gradient_checkpointing_kwargs" in options:
-        options["activation_checkpointing_kwargs"] = options.pop("gradient_checkpointing_kwargs")
-    if options.get("activation_checkpointing"):
-        # Re-entrant checkpointing loses gradients of adapters whose input needs none.
-        options.setdefault("activation_checkpointing_kwargs", {"use_reentrant": False})
-    options |= worker_options(options, torch.cuda.is_available(), usable_cpus(), distributed.local_world_size())
-    try:
-        return TrainingArguments(
-            output_dir=str(run.path("checkpoints")),
-            seed=config.seed,
-            data_seed=config.seed,
-            report_to=[],  # MetricsFile reports
-            **{"remove_unused_columns": False, "prediction_loss_only": True, "label_names": ["labels"], **options},
-        )
-    except (ValueError, TypeError) as error:
-        raise UserError(f"train: TrainingArguments refuses its options: {' '.join(str(error).split())}") from None
-
-
 def questions_to_answer(config: Config) -> int:
     """How many questions each evaluation answers; a UserError if nothing measures `train.metric_for_best_model`."""
     metrics = config.evaluation.metrics or config.dataset.metrics
@@ -344,80 +243,3 @@ def best_of(state: TrainerState) -> dict[str, Any]:
     if state.best_model_checkpoint is None:
         return {}
     return {"best_checkpoint": Path(state.best_model_checkpoint).name, "best_metric": state.best_metric}
-
-
-def part_learning_rates(config: Config) -> dict[str, float]:
-    """Part of the model -> its own learning rate, where one is set."""
-    extras = train_extras(config)
-    rates = {"vision": extras.vision_learning_rate, "projector": extras.projector_learning_rate}
-    return {part: rate for part, rate in rates.items() if rate is not None}
-
-
-def train_sampler(
-    config: Config, run: Run, examples: Fitted, keys: np.ndarray, collator: Collator, arguments: TrainingArguments
-) -> EpochSampler | TokenBatches:
-    """The batches of a training: of so many tokens or of so many examples, and their order."""
-    budget, processes = train_extras(config).tokens_per_batch, arguments.world_size
-    if budget is None:
-        if processes > 1 and len(examples) % (arguments.train_batch_size * processes):
-            run.note_fallback("The ranks' last batches of an epoch are filled up with examples from its beginning.")
-        order = epoch_order(str(arguments.train_sampling_strategy), examples, keys, collator, arguments)
-        return EpochSampler(order, len(examples), config.seed, arguments.train_batch_size)
-    lengths, media_lengths = examples.lengths, examples.media_lengths
-    rows = shared_rows(lengths, media_lengths, keys, budget) if collator.share_images else single_rows(lengths)
-    longer = int((rows.tokens > budget).sum())
-    if longer:
-        run.note_fallback(
-            f"{longer} of {len(examples)} examples are longer than train.tokens_per_batch={budget}, the longest has "
-            f"{rows.tokens.max()} tokens: each is a batch of its own."
-        )
-    sampler = TokenBatches(rows, budget, config.seed, processes, arguments.process_index)
-    if sampler.repeated:
-        run.note_fallback(f"{sampler.repeated} batches of an epoch come twice, so that every rank has as many.")
-    return sampler
-
-
-def examples_after(sampler: EpochSampler | TokenBatches, arguments: TrainingArguments) -> Callable[[int], int]:
-    """How many examples so many steps see, on all ranks together."""
-    if isinstance(sampler, EpochSampler):
-        return lambda steps: steps * examples_per_step(arguments)
-    return lambda steps: sampler.examples_after_steps(steps, arguments.gradient_accumulation_steps)
-
-
-def examples_per_step(arguments: TrainingArguments) -> int:
-    """How many examples an optimizer step sees, on all ranks together."""
-    return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
-
-
-def has_precision(name: str) -> bool:
-    """Whether mixed precision in bf16 or fp16 runs on this machine's GPU."""
-    return torch.cuda.is_available() and (name == "fp16" or torch.cuda.is_bf16_supported())
-
-
-def epoch_order(
-    strategy: str, examples: Fitted, keys: np.ndarray, collator: Collator, arguments: TrainingArguments
-) -> Order:
-    """The order of an epoch: by image where images are shared, else as `train.train_sampling_strategy` says."""
-    if collator.share_images:
-        return by_media(keys)
-    if strategy == "group_by_length":
-        return by_length(examples.lengths, examples_per_step(arguments))
-    return shuffled(len(examples))
-
-
-def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
-    """Record in run.json how many examples and tokens there are and what the overlong policy did."""
-    about = {
-        split: {
-            "examples": len(fitted),
-            "longest_tokens": int(fitted.lengths.max(initial=0)),
-            "mean_tokens": round(float(fitted.lengths.sum(dtype=np.int64)) / max(len(fitted), 1), 1),
-            "dropped": len(fitted.dropped),
-            "shortened": len(fitted.shortened),
-            "shrunk": len(fitted.shrunk),
-            "refused": len(fitted.refused),
-        }
-        for split, fitted in splits.items()
-    }
-    order = "by image" if shared else "by train.train_sampling_strategy"
-    run.update(data={**run.record["data"], "splits": about, "share_images": shared, "order": order})

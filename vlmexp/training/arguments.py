@@ -1,0 +1,73 @@
+"""The `train` group as the arguments of the Trainer."""
+
+from __future__ import annotations
+
+import torch
+from transformers import TrainingArguments
+
+from vlmexp import distributed
+from vlmexp.config import Config, TrainExtras, library_options, train_extras
+from vlmexp.errors import UserError
+from vlmexp.runs import Run
+from vlmexp.training.workers import usable_cpus, worker_options
+
+
+def training_arguments(config: Config, run: Run, has_validation: bool) -> TrainingArguments:
+    """The `train` group as TrainingArguments, with what the hardware cannot do turned off and noted.
+
+    Raises:
+        UserError: TrainingArguments refuses a value.
+    """
+    options = library_options(config.train, TrainExtras)
+    for name in ("bf16", "fp16"):
+        if options.get(name) and not has_precision(name):
+            run.note_fallback(f"train.{name}: this machine has no GPU that computes in {name}; training in float32.")
+            options[name] = False
+    if options.get("metric_for_best_model"):  # who names it wants the best, and not the last, as `model/`
+        options.setdefault("load_best_model_at_end", True)
+    if not has_validation and options.get("eval_strategy", "no") != "no":
+        needing = {
+            "load_best_model_at_end": options.get("load_best_model_at_end"),
+            "metric_for_best_model": options.get("metric_for_best_model"),
+            "early_stopping_patience": train_extras(config).early_stopping_patience,
+            "eval_generation_examples": train_extras(config).eval_generation_examples,
+        }
+        for name, value in needing.items():
+            if value:
+                raise UserError(
+                    f"train.{name}={value} needs a validation split, and {config.dataset.name} has none: set "
+                    "dataset.validation_fraction above 0."
+                )
+        run.note_fallback("There is no validation split: training runs without evaluation.")
+        options["eval_strategy"] = "no"
+    # The option's name in transformers since 5.20; the old one still works there, with a warning.
+    if "gradient_checkpointing" in options:
+        options["activation_checkpointing"] = options.pop("gradient_checkpointing")
+    if "gradient_checkpointing_kwargs" in options:
+        options["activation_checkpointing_kwargs"] = options.pop("gradient_checkpointing_kwargs")
+    if options.get("activation_checkpointing"):
+        # Re-entrant checkpointing loses gradients of adapters whose input needs none.
+        options.setdefault("activation_checkpointing_kwargs", {"use_reentrant": False})
+    options |= worker_options(options, torch.cuda.is_available(), usable_cpus(), distributed.local_world_size())
+    try:
+        return TrainingArguments(
+            output_dir=str(run.path("checkpoints")),
+            seed=config.seed,
+            data_seed=config.seed,
+            report_to=[],  # MetricsFile reports
+            **{"remove_unused_columns": False, "prediction_loss_only": True, "label_names": ["labels"], **options},
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"train: TrainingArguments refuses its options: {' '.join(str(error).split())}") from None
+
+
+def part_learning_rates(config: Config) -> dict[str, float]:
+    """Part of the model -> its own learning rate, where one is set."""
+    extras = train_extras(config)
+    rates = {"vision": extras.vision_learning_rate, "projector": extras.projector_learning_rate}
+    return {part: rate for part, rate in rates.items() if rate is not None}
+
+
+def has_precision(name: str) -> bool:
+    """Whether mixed precision in bf16 or fp16 runs on this machine's GPU."""
+    return torch.cuda.is_available() and (name == "fp16" or torch.cuda.is_bf16_supported())
