@@ -96,7 +96,7 @@ def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path):
 def test_no_point_is_run_twice(tmp_path, capsys):
     search(tmp_path, space=["r=8,16,32", "lr=1e-3,1e-4"], points=20, together=4)
     assert len({tuple(sorted(point)) for point in overrides_of(tmp_path)}) == 6
-    assert "All 6 points there are have been tried." in capsys.readouterr().out
+    assert "The space has only 6 points, and all have been tried." in capsys.readouterr().out
 
 
 def test_what_a_grid_has_tried_is_known(tmp_path):

@@ -29,7 +29,7 @@ def test_a_search_of_which_one_point_fails(submit: Submit, slurm: Cluster, tmp_p
     )
     said, errors = client.communicate()
     assert client.returncode == 0, errors
-    assert "All 3 points there are have been tried." in said
+    assert "The space has only 3 points, and all have been tried." in said
     runs, jobs = records(tmp_path / "sweep"), Sweep(tmp_path / "sweep").jobs
     failed = [number for number, record in runs.items() if record["status"] == "failed"]
     assert len(runs) == 3

@@ -167,7 +167,13 @@ def test_names_of_metrics():
 
 @pytest.mark.parametrize(
     ("values", "greater", "since"),
-    [([1.0], True, 0), ([1, 3, 2, 3], True, 2), ([3, 1, 2], False, 1), ([1, 1, 1], False, 2)],
+    [
+        ([1.0], True, 0),
+        ([1, 3, 2, 3], True, 2),
+        ([3, 1, 2], False, 1),
+        ([1, 1, 1], False, 2),
+        ([float("nan"), 1, 2], True, 0),
+    ],
 )
 def test_evaluations_since_the_best(values, greater, since):
     assert evaluations_since_best(values, greater) == since

@@ -26,6 +26,8 @@ def with_other_images(examples: Sequence[Example], seed: int) -> list[Example]:
     by_count: dict[tuple[int, int], list[tuple[tuple[Path, ...], tuple[Path, ...]]]] = {}
     for images, videos in dict.fromkeys((example.images, example.videos) for example in examples):
         by_count.setdefault((len(images), len(videos)), []).append((images, videos))
+    # Media that one of their own questions needs smaller are shown so; larger ones might not fit.
+    limits = {(e.images, e.videos): e.media_limit for e in examples if e.media_limit is not None}
     result = []
     for example in examples:
         others = by_count[len(example.images), len(example.videos)]
@@ -35,7 +37,8 @@ def with_other_images(examples: Sequence[Example], seed: int) -> list[Example]:
         # A random other entry: skip the example's own place in the list.
         own, drawn = others.index((example.images, example.videos)), rng.randrange(len(others) - 1)
         images, videos = others[drawn + (drawn >= own)]
-        result.append(dataclasses.replace(example, images=images, videos=videos))
+        limit = limits.get((images, videos))
+        result.append(dataclasses.replace(example, images=images, videos=videos, media_limit=limit))
     return result
 
 

@@ -43,6 +43,8 @@ def run_points(sweep: Sweep, points: Sequence[Point], plan: Plan, queued: Sequen
     """
     queue, settings = _queue(sweep, plan), plan.settings
     todo, jobs = list(points), sweep.jobs
+    if not settings["wait"] and plan.kind == "foreground":
+        raise UserError("hydra.launcher.wait=false: these points run on the client's own terminal, so it has to stay.")
     if not settings["wait"] and queue.parallel is not None and len(todo) > queue.parallel:
         raise UserError(
             f"hydra.launcher.wait=false: {len(todo)} points are to run {queue.parallel} at a time, for which the "

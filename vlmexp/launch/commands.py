@@ -33,7 +33,7 @@ def status(arguments: list[str]) -> None:
     standings = current(sweep)
     console = Console()
     if not console.is_terminal:
-        console.print(table(sweep, standings))
+        Console(width=200).print(table(sweep, standings))  # a file or another program wants whole values
         return
     with Live(table(sweep, standings), console=console, auto_refresh=False) as live:
         while any(standing.status in ("pending", "running") for standing in standings):

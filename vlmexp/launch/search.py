@@ -65,7 +65,7 @@ class Search:
         if not any(standing.status == "done" for standing in standings):
             refuse_failures(self.sweep, standings)
         if len(standings) < self.points:
-            print(f"All {len(standings)} points there are have been tried.")
+            print(f"The space has only {len(standings)} points, and all have been tried.")
         print(f"  results  {self.sweep.directory / RESULTS}")
         print(f'  compare  python -m vlmexp stage=compare "compare.runs=[{self.sweep.directory}]"')
 

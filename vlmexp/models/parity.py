@@ -67,6 +67,8 @@ class Difference:
         return self.max_abs_difference <= self.tolerance
 
     def __str__(self) -> str:
+        if math.isnan(self.tolerance):
+            return "the logits are no numbers: the training has diverged (see the losses in metrics.jsonl)"
         return (
             f"logits differ by up to {self.max_abs_difference:.3g} where {self.tolerance:.3g} is rounding (they span "
             f"{self.scale:.3g}), and {self.equal_answers} of {self.examples} greedy answers are equal"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from vlmexp.errors import UserError, unknown
@@ -36,10 +37,10 @@ def answered_examples(wanted: str | None, metrics: Sequence[str], given: int | N
 
 
 def evaluations_since_best(values: Sequence[float], greater_is_better: bool) -> int:
-    """How many evaluations came after the best one, of equal ones the first.
+    """How many evaluations came after the best one, of equal ones the first; NaN is never better.
 
     >>> evaluations_since_best([0.5, 0.7, 0.7, 0.6], greater_is_better=True)
     2
     """
-    best = max(values) if greater_is_better else min(values)
-    return len(values) - 1 - values.index(best)
+    ranked = [-math.inf if math.isnan(value) else value if greater_is_better else -value for value in values]
+    return len(values) - 1 - ranked.index(max(ranked))
