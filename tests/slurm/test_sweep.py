@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,16 @@ def test_every_kind_of_end(submit: Submit, slurm: Cluster, tmp_path: Path):
     trains("gone", step=7)
     for pid in processes_of(slurm, jobs["gone"]):
         os.kill(pid, signal.SIGKILL)
-    slurm.run("scontrol", "reconfigure")  # the nodes tell what they run; else they do so every few minutes
     wait_until(lambda: records(sweep)[2]["status"] == "preempted", "the time limit was announced")
     slurm.run("scontrol", "update", f"JobId={jobs['timed']}", "TimeLimit=60")
+
+    def is_missed() -> bool:
+        """Let the nodes tell what they run, which they do every few minutes; a job so new is given some time."""
+        slurm.run("scontrol", "reconfigure")
+        time.sleep(1)
+        return "Restarts=1" in slurm.run("scontrol", "show", "job", jobs["gone"])
+
+    wait_until(is_missed, "SLURM misses the job that is gone")
 
     said, errors = client.communicate()
     assert client.returncode == 1, errors
