@@ -17,7 +17,12 @@ from PIL import Image
 from vlmexp.data.download import download, unpack
 from vlmexp.data.examples import Examples
 from vlmexp.data.prepare import Prepared, prepare
+from vlmexp.data.stage import download as download_stage
 from vlmexp.errors import UserError
+from vlmexp.evaluation.stage import eval_finetuned
+from vlmexp.files import read_json, read_jsonl
+from vlmexp.runs import Run
+from vlmexp.training.stage import train
 
 COLUMNS = {"image": "image", "question": "question", "answer": "answers"}
 TEN = ["yes"] * 6 + ["no"] * 3 + ["maybe"]
@@ -298,3 +303,19 @@ def test_an_archive_of_something_else(tmp_path):
         archive.writestr("readme.txt", b"")
     with pytest.raises(UserError, match="holds no images"):
         unpack(tmp_path / "a.zip", tmp_path, "images")
+
+
+def test_from_download_to_evaluation(compose, tmp_path):
+    """The stages of a whole run on the replica; all of its validation questions are scored, by their answer type."""
+    config = compose(
+        "dataset=vqav2", f"dataset.options.root={replica(tmp_path / 'replica')}", "train=smoke", "train.max_steps=2",
+        "evaluation.blind=none",
+    )  # fmt: skip
+    for stage in (download_stage, train, eval_finetuned):
+        with Run.open(tmp_path / stage.__name__, config, []) as run:
+            stage(config, run)
+    result = read_json(tmp_path / "eval_finetuned" / "evaluation" / "finetuned_vlm_model_evaluation.json")
+    assert (result["n"], result["main_metric"]) == (6, "vqa_accuracy")
+    predictions = read_jsonl(tmp_path / "eval_finetuned" / "evaluation" / "finetuned_vlm_model_predictions.jsonl")
+    assert [row["answers"] for row in predictions] == [TEN] * 6
+    assert {row["answer_type"] for row in predictions} == {"yes/no"}
