@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,22 +133,9 @@ def evaluate_model(
     if name == FINETUNED and evaluation.blind != "none":
         result["blind"] = evaluate_blind(asker, asked, metrics)
     if run.is_main:
-        write_jsonl(
-            run.path("evaluation", f"{name}_predictions.jsonl"),
-            (
-                {
-                    "id": row.id,
-                    **row.fields,
-                    "images": [_stored_as(path, prepared.folder) for path in row.images],
-                    **({"videos": [_stored_as(path, prepared.folder) for path in row.videos]} if row.videos else {}),
-                    "answers": row.answers,
-                    **answer,
-                    "scores": score,
-                    **(row.metadata or {}),
-                }
-                for row, answer, score in zip(rows, answers, scores, strict=True)
-            ),
-        )
+        path = run.path("evaluation", f"{name}_predictions.jsonl")
+        lines = zip(rows, answers, scores, strict=True)
+        write_jsonl(path, (_prediction_line(prepared.folder, *line) for line in lines))
         write_json(run.path("evaluation", f"{name}_evaluation.json"), result)
     made = {"generated": asker.generated, "taken_from_disk": asker.taken_from_disk}
     return {"n": result["n"], "metrics": result["metrics"], "answers": made}
@@ -183,6 +171,22 @@ def report(run: Run, name: str) -> dict[str, Any]:
     print_scores({name.partition("_")[0]: result}, title=f"{result['dataset']}, {result['split']} split")
     print_paths({"evaluation": path, "predictions": path.with_name(f"{name}_predictions.jsonl"), "run": run.directory})
     return {"metric": result["metrics"].get(result["main_metric"]), **result["metrics"]}
+
+
+def _prediction_line(
+    folder: Path, example: Example, answer: Mapping[str, Any], scores: Mapping[str, float]
+) -> dict[str, Any]:
+    videos = [_stored_as(path, folder) for path in example.videos]
+    return {
+        "id": example.id,
+        **example.fields,
+        "images": [_stored_as(path, folder) for path in example.images],
+        **({"videos": videos} if videos else {}),
+        "answers": example.answers,
+        **answer,
+        "scores": scores,
+        **(example.metadata or {}),
+    }
 
 
 def _stored_as(media: Path, folder: Path) -> str:
