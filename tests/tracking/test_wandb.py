@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import wandb
 
+from tests.slurm.cluster import wait_until
 from tests.tracking.offline import offline_runs
 from vlmexp.config import Config
 from vlmexp.errors import UserError
@@ -136,6 +137,7 @@ def test_a_client_that_dies_costs_no_run(small, tmp_path):
     assert note.startswith("tracking.report_to=wandb failed (")
     with Run.open(tmp_path / "next", config, []) as run, tracked(config, run):  # in the same process
         run.tracker.log({"step": 1, "loss": 0.25})
+    wait_until(lambda: offline_runs(tmp_path / "next")[0].history, "the client's process has written its file")
     assert offline_runs(tmp_path / "next")[0].history[0]["train/loss"] == 0.25
     assert run.record["fallbacks"] == []
     assert "WANDB_DATA_DIR" not in os.environ
