@@ -162,7 +162,7 @@ def test_a_mixed_batch_has_the_loss_of_its_examples(family, examples):
 
 
 def test_an_answer_does_not_reach_the_prompt(family, examples):
-    """Another answer of the same length changes no logit before the answer."""
+    """Another answer of the same length changes no logit before the answer, but for the rounding of sums."""
     model, collator = family.model(), family.collator()
     first = examples[0]
     other = example(first.fields["question"], "dre", first.images[0])
@@ -170,7 +170,7 @@ def test_an_answer_does_not_reach_the_prompt(family, examples):
     start = int((batches[0]["labels"][0] != -100).nonzero()[0])
     with torch.inference_mode():
         one, two = (model(**{k: v for k, v in b.items() if k != "labels"}).logits[0, :start] for b in batches)
-    torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
 
 def test_batched_answers_are_those_of_one_by_one(family, examples):
