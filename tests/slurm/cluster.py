@@ -89,6 +89,11 @@ class Cluster:
         """State of a job, finished ones included, such as RUNNING or FAILED."""
         return self.run("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%T").strip()
 
+    def end(self, job: str) -> str:
+        """State of a job that has come to its end, of which SLURM may hear a moment later."""
+        wait_until(lambda: self.state(job) not in ("RUNNING", "COMPLETING"), f"SLURM knows that {job} has ended")
+        return self.state(job)
+
     def clear(self) -> None:
         """Cancel all jobs and wait until none is left."""
         self.run("scancel", "--full", "--signal=KILL", "--user=root")

@@ -54,4 +54,4 @@ def test_a_rank_that_dies_ends_its_job(submit: Submit, slurm: Cluster, tmp_path:
     assert client.returncode == 1
     assert "1 of 1 points did not reach their end" in errors
     assert "0_log.err" in errors or "train.log" in errors
-    assert slurm.state(Sweep(sweep).jobs[0]) == "FAILED"
+    assert slurm.end(Sweep(sweep).jobs[0]) == "FAILED"

@@ -34,7 +34,7 @@ def test_a_search_of_which_one_point_fails(submit: Submit, slurm: Cluster, tmp_p
     failed = [number for number, record in runs.items() if record["status"] == "failed"]
     assert len(runs) == 3
     assert len(failed) == 1
-    assert slurm.state(jobs[failed[0]]) == "FAILED"
+    assert slurm.end(jobs[failed[0]]) == "FAILED"
     assert f"point {failed[0]} failed  RuntimeError: out of luck" in said
     best = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
     assert (best.best_value, best.best_params["peft.r"]) == (80, 8)

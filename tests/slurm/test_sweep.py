@@ -43,7 +43,7 @@ def test_a_sweep_with_a_failing_point(submit: Submit, slurm: Cluster, tmp_path: 
     assert "NotADirectoryError" in errors
     assert f"log: {sweep / '5' / 'train.log'}" in errors
     jobs = Sweep(sweep).jobs
-    assert [slurm.state(jobs[number]) for number in range(6)] == ["COMPLETED"] * 5 + ["FAILED"]
+    assert [slurm.end(jobs[number]) for number in range(6)] == ["COMPLETED"] * 5 + ["FAILED"]
 
     (sweep / "5" / "model").unlink()
     nothing = submit("stage=resume", f"sweep={sweep}")
@@ -102,8 +102,8 @@ def test_every_kind_of_end(submit: Submit, slurm: Cluster, tmp_path: Path):
     assert client.returncode == 1, errors
     assert "1 of 6 points did not reach their end" in errors
     assert "point 3 lost: tracking.name=killed" in errors
-    assert slurm.state(jobs["killed"]) == "FAILED"
-    assert {slurm.state(jobs[name]) for name in ("preempted", "timed", "gone")} == {"COMPLETED"}
+    assert slurm.end(jobs["killed"]) == "FAILED"
+    assert {slurm.end(jobs[name]) for name in ("preempted", "timed", "gone")} == {"COMPLETED"}
     again = submit("stage=resume", f"sweep={sweep}")
     said, errors = again.communicate()
     assert again.returncode == 0, errors

@@ -1,0 +1,201 @@
+"""The open groups (`train`, `peft`, `model.model_kwargs`, `evaluation.generation`): options of a library's class.
+
+Their names are checked against the installed classes, without importing them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlmexp.checks.values import DTYPES, check_choice
+from vlmexp.config import PARTS, Config, PeftExtras, TrainExtras, library_options, peft_extras, train_extras
+from vlmexp.errors import UserError
+from vlmexp.signatures import check_arguments, check_fields, check_name, popped_names
+
+SAMPLING_ORDERS = ("random", "group_by_length")
+AUDITS = ("error", "warn", "off")
+OPTIMIZERS_WITH_OWN_GROUPS = ("galore", "apollo", "lomo", "adalomo")  # beginnings of names of train.optim
+# TrainingArguments that a run decides itself, and what to set instead.
+RESERVED_TRAIN = {
+    "output_dir": "hydra.run.dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "report_to": "tracking.report_to",
+    "run_name": "tracking.name",
+    "resume_from_checkpoint": "run=<directory>",
+    "hub_token": "the environment variable HF_TOKEN",
+    "push_to_hub": "export.push_to_hub",
+    "hub_model_id": "export.push_to_hub",
+    "hub_private_repo": "export.private",
+    "hub_strategy": "export.push_to_hub",
+    "hub_always_push": "export.push_to_hub",
+    "hub_revision": "export.push_to_hub",
+    "enable_jit_checkpoint": "a plain SIGTERM, at which every run saves its state and ends as preempted,",
+}
+# What TrainingArguments takes without a word, and what then fails or trains nothing.
+LEAST_TRAIN = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "learning_rate": 0, "num_train_epochs": 0, "weight_decay": 0, "max_grad_norm": 0, "warmup_steps": 0,
+    "dataloader_num_workers": 0,
+}  # fmt: skip
+# Arguments of from_pretrained that have an option of their own.
+RESERVED_MODEL_KWARGS = {
+    "revision": "model.revision",
+    "trust_remote_code": "model.trust_remote_code",
+    "dtype": "model.dtype",
+    "torch_dtype": "model.dtype",
+    "device_map": "model.device_map",
+    "attn_implementation": "model.attn_implementation",
+    "quantization_config": "peft.quantization",
+    "load_in_4bit": "peft=qlora",
+    "load_in_8bit": "peft.quantization",
+    "token": "the environment variable HF_TOKEN",
+}
+GENERATION_CONFIG = ("transformers", "generation/configuration_utils.py", "GenerationConfig")
+RESERVED_GENERATION = {
+    "max_new_tokens": "evaluation.max_new_tokens",
+    "eos_token_id": "model.end_of_turn",
+    "pad_token_id": "the tokenizer's own",
+    "num_return_sequences": "one answer to each question",
+    "return_dict_in_generate": "plain answers",
+}
+QUANTIZED_TYPES = ("nf4", "fp4")
+
+
+def check_open_groups(config: Config) -> None:
+    """Refuse names that the library does not know, what a run decides itself, and values that fail later."""
+    _check_loading(config)
+    _check_generation(config)
+    _check_train(config)
+    _check_part_rates(config)
+    _check_evaluations(config)
+    _check_tokens_per_batch(config)
+    _check_peft(config)
+
+
+def _check_loading(config: Config) -> None:
+    for group in ("model_kwargs", "processor_kwargs"):
+        for name in RESERVED_MODEL_KWARGS.keys() & getattr(config.model, group).keys():
+            raise UserError(
+                f"model.{group}.{name} has an option of its own: use {RESERVED_MODEL_KWARGS[name]} instead."
+            )
+
+
+def _check_generation(config: Config) -> None:
+    for name, value in config.evaluation.generation.items():
+        if name in RESERVED_GENERATION:
+            raise UserError(f"evaluation.generation.{name}: use {RESERVED_GENERATION[name]} instead.")
+        check_name(f"evaluation.generation.{name}={value}", name, popped_names(*GENERATION_CONFIG), "GenerationConfig")
+
+
+def _check_train(config: Config) -> None:
+    for name, instead in RESERVED_TRAIN.items():
+        if name in config.train:
+            raise UserError(f"train.{name} is set by the run itself: use {instead} instead.")
+    for name in ("fsdp", "deepspeed"):
+        if config.train.get(name):
+            raise UserError(
+                f"train.{name}={config.train[name]}: weights are not sharded here, each process holds the whole model "
+                "(accelerate shards on GPUs only, where this has not been run). "
+                "Leave it out; for less memory choose train=low_memory or peft.quantization."
+            )
+    check_fields("train", library_options(config.train, TrainExtras), "transformers", "TrainingArguments")
+    check_choice("train.gradient_audit", train_extras(config).gradient_audit, AUDITS)
+    for name, least in LEAST_TRAIN.items():
+        value = config.train.get(name)
+        if value is not None and value < least:
+            raise UserError(f"train.{name}={value} must be at least {least}.")
+    if config.train.get("num_train_epochs") == 0 and config.train.get("max_steps", -1) < 1:
+        raise UserError("train.num_train_epochs=0 trains nothing: set it above 0, or train.max_steps.")
+    order = config.train.get("train_sampling_strategy", "random")
+    check_choice("train.train_sampling_strategy", order, SAMPLING_ORDERS)
+    for name in ("logging_steps", "eval_steps", "save_steps"):
+        value = config.train.get(name)
+        if value is not None and (value <= 0 or (value >= 1 and value != int(value))):
+            raise UserError(f"train.{name}={value} must be a whole number of steps, or a fraction of them below 1.")
+
+
+def _check_part_rates(config: Config) -> None:
+    """Learning rates of single parts of the model."""
+    ours = train_extras(config)
+    for name, rate in (("vision", ours.vision_learning_rate), ("projector", ours.projector_learning_rate)):
+        if rate is None:
+            continue
+        if rate <= 0:
+            raise UserError(
+                f"train.{name}_learning_rate={rate} must be positive; to freeze a part use peft.train_parts."
+            )
+        if name not in peft_extras(config).train_parts:
+            raise UserError(f"train.{name}_learning_rate={rate}: peft.train_parts leaves the {name} part out; add it.")
+        if str(config.train.get("optim")).startswith(OPTIMIZERS_WITH_OWN_GROUPS):
+            raise UserError(
+                f"train.{name}_learning_rate={rate}: train.optim={config.train['optim']} groups the weights itself and "
+                "takes one learning rate for all; choose another optimizer, such as adamw_torch."
+            )
+
+
+def _check_evaluations(config: Config) -> None:
+    """What needs evaluations during training."""
+    ours = train_extras(config)
+    for name, number, least in (
+        ("eval_generation_examples", ours.eval_generation_examples, 0),
+        ("early_stopping_patience", ours.early_stopping_patience, 1),
+    ):
+        if number is not None and number < least:
+            raise UserError(f"train.{name}={number} must be at least {least}.")
+    if config.train.get("eval_strategy", "no") == "no":
+        asked = {
+            "eval_generation_examples": ours.eval_generation_examples,
+            "early_stopping_patience": ours.early_stopping_patience,
+            "metric_for_best_model": config.train.get("metric_for_best_model"),
+        }
+        for name, value in asked.items():
+            if value:
+                raise UserError(f"train.{name}={value} needs evaluations: set train.eval_strategy=steps or epoch.")
+
+
+def _check_tokens_per_batch(config: Config) -> None:
+    tokens = train_extras(config).tokens_per_batch
+    if tokens is None:
+        return
+    if tokens < 1:
+        raise UserError(f"train.tokens_per_batch={tokens} must be at least 1.")
+    if config.train.get("train_sampling_strategy") != "group_by_length":
+        raise UserError(
+            f"train.tokens_per_batch={tokens} needs train.train_sampling_strategy=group_by_length: its batches hold "
+            "examples of like length."
+        )
+    if config.train.get("auto_find_batch_size"):
+        raise UserError(
+            f"train.tokens_per_batch={tokens} and train.auto_find_batch_size=true both decide how large batches are: "
+            "leave one of them out."
+        )
+
+
+def _check_peft(config: Config) -> None:
+    adapter, options = peft_extras(config), library_options(config.peft, PeftExtras)
+    for part in adapter.train_parts:
+        check_choice("peft.train_parts", part, PARTS)
+    if not adapter.train_parts:
+        raise UserError(f"peft.train_parts is empty, so nothing would be trained: name some of {', '.join(PARTS)}.")
+    if adapter.quantization:
+        _check_quantization(adapter.quantization)
+    if adapter.config_class is not None:
+        check_fields("peft", options, "peft", adapter.config_class)
+        if options.get("r") is not None and options["r"] < 1:
+            raise UserError(f"peft.r={options['r']} must be at least 1: it is the rank of the adapter's matrices.")
+        if not 0 <= (dropout := options.get("lora_dropout") or 0) < 1:
+            raise UserError(f"peft.lora_dropout={dropout} must be at least 0 and less than 1.")
+    elif options or adapter.quantization:
+        extra = ", ".join(sorted(options) or ["quantization"])
+        raise UserError(f"peft.{extra}: peft=none trains all weights and has no such option; choose peft=lora.")
+
+
+def _check_quantization(values: Mapping[str, Any]) -> None:
+    check_arguments("peft.quantization", values, "transformers", "utils/quantization_config.py", "BitsAndBytesConfig")
+    for name, choices in (("bnb_4bit_quant_type", QUANTIZED_TYPES), ("bnb_4bit_compute_dtype", DTYPES)):
+        if name in values:
+            check_choice(f"peft.quantization.{name}", values[name], choices)
+    if values.get("load_in_4bit", False) == values.get("load_in_8bit", False):
+        raise UserError("peft.quantization: set one of load_in_4bit and load_in_8bit to true, or choose peft=lora.")

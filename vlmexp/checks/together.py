@@ -1,0 +1,156 @@
+"""What no single option tells: options that contradict or need each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from vlmexp.checks.values import check_choice
+from vlmexp.config import MEDIA, Compare, Config, Evaluation, Tracking, required_roles
+from vlmexp.errors import UserError
+
+EVALUATIONS = ("finetuned", "base")
+FORMATS = ("table", "md", "csv", "json")
+_NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
+_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)
+
+
+def check_together(config: Config) -> None:
+    """What no single option tells."""
+    if config.export.push_to_hub is not None and not _REPOSITORY.fullmatch(config.export.push_to_hub):
+        raise UserError(
+            f"export.push_to_hub={config.export.push_to_hub!r} must be ORG/NAME, each of letters, digits, '-', '_' and "
+            "'.', with a letter or digit at both ends."
+        )
+    if config.collator.label_masking.ignore_index != -100:
+        raise UserError(
+            f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "
+            "only label that the loss of transformers' models leaves out."
+        )
+    if config.dataset.options.get("streaming"):
+        raise UserError(
+            f"dataset.options.streaming={config.dataset.options['streaming']}: data sets are not streamed. They are "
+            "prepared on disk once and mapped from there, so memory does not grow with them: leave the option out, and "
+            "set paths.data to a disk that has room for them."
+        )
+    has_conversations = bool(config.dataset.columns.get("messages"))
+    for role in dict.fromkeys([*([] if has_conversations else ["answer"]), *required_roles(config)]):
+        if not config.dataset.columns.get(role):
+            raise UserError(f"dataset.columns.{role} is not set: name the column that holds each example's {role}.")
+    _check_messages(config, has_conversations)
+    if config.collator.share_images == "always" and not config.collator.label_masking.mask_input_tokens:
+        raise UserError(
+            "collator.share_images=always needs collator.label_masking.mask_input_tokens=true: "
+            "a prompt that several questions share cannot carry a loss for each of them."
+        )
+
+
+def _check_messages(config: Config, has_conversations: bool) -> None:
+    roles = [message.role for message in config.collator.messages]
+    if not roles or roles[-1] not in ("assistant", "conversation"):
+        raise UserError(
+            "collator.messages must end with the assistant's message, which is what the model learns to say."
+        )
+    if "conversation" in roles[:-1] or (roles[-1] == "conversation" and set(roles[:-1]) - {"system"}):
+        raise UserError(
+            f"collator.messages have the roles {', '.join(roles)}: only a system message may stand beside the data "
+            "set's conversation, and before it."
+        )
+    if has_conversations and config.model.prompt_style == "prefix":
+        raise UserError(
+            f"dataset={config.dataset.name} holds conversations, and {config.model.id} (model.prompt_style=prefix) "
+            "takes one question and one answer: choose a model with a chat template."
+        )
+    if has_conversations != (roles[-1] == "conversation"):
+        raise UserError(
+            f"dataset.columns.messages={config.dataset.columns['messages']} holds conversations, and collator.messages "
+            "have no place for them: choose collator=chat."
+            if has_conversations
+            else "collator.messages end with the data set's conversation, and it has none: set "
+            "dataset.columns.messages to the column that holds them, or choose collator=vqa."
+        )
+
+
+def check_media(config: Config) -> None:
+    """What the data set has, the collator shows and the model takes must fit together."""
+    shown = dataclasses.asdict(config.collator.data_processing)
+    present = [medium for medium in MEDIA if config.dataset.columns.get(medium)]
+    used = [medium for medium in present if shown[f"{medium}_data"]]
+    if present and not used:
+        raise UserError(
+            f"dataset={config.dataset.name} has only {' and '.join(present)} data, and "
+            f"collator.data_processing.{present[0]}_data is false: switch it on"
+            + (", as collator=video does." if present[0] == "video" else ".")
+        )
+    parts = {part.type for message in config.collator.messages[:-1] for part in message.content}
+    for medium in used:
+        if medium not in config.model.media:
+            raise UserError(
+                f"collator.data_processing.{medium}_data=true: {config.model.id} takes "
+                f"{' and '.join(config.model.media) or 'no media'} (model.media) and no {medium}. "
+                "Choose another model, or switch it off."
+            )
+        if medium not in parts and not config.dataset.columns.get("messages"):
+            raise UserError(
+                f"collator.messages show no {medium}, and the data set has some: add the part {{type: {medium}}} (as "
+                f"collator={'video' if medium == 'video' else 'vqa'} does), or set "
+                f"collator.data_processing.{medium}_data=false."
+            )
+
+
+def check_compare(compare: Compare) -> None:
+    """The views of `stage=compare`: one of them at a time, with as many runs as it takes."""
+    check_choice("compare.format", compare.format, FORMATS)
+    if compare.evaluation is not None:
+        check_choice("compare.evaluation", compare.evaluation, EVALUATIONS)
+    for option, number in (("examples", compare.examples), ("report_examples", compare.report_examples)):
+        if number < 0:
+            raise UserError(f"compare.{option}={number} must be at least 0.")
+    for option, named, counts in (("diff", compare.diff, (2,)), ("paired", compare.paired, (1, 2))):
+        if named and len(named) not in counts:
+            raise UserError(f"compare.{option} names {len(named)} runs: write compare.{option}=[A,B].")
+    views = [name for name in ("best", "failed", "diff", "paired") if getattr(compare, name)]
+    views += ["html"] if compare.html is not None else []
+    if len(views) > 1:
+        raise UserError(f"compare.{' and compare.'.join(views)} are different views: ask for one of them.")
+    if compare.best and (compare.format != "table" or compare.output is not None):
+        raise UserError("compare.best prints two lines for a script: leave compare.format and compare.output out.")
+
+
+def check_evaluation(evaluation: Evaluation) -> None:
+    """What belongs to one of the two ways to an answer."""
+    if evaluation.answers == "generate":
+        for name, value in (("choices", evaluation.choices), ("rank_per_token", evaluation.rank_per_token)):
+            if value:
+                raise UserError(
+                    f"evaluation.{name}={value} is for ranking, and evaluation.answers is 'generate': set "
+                    "evaluation.answers=rank, or leave it out."
+                )
+        return
+    if evaluation.generation:
+        raise UserError(
+            f"evaluation.generation.{next(iter(evaluation.generation))}: evaluation.answers=rank generates nothing; "
+            "leave it out."
+        )
+    if evaluation.choices is not None and len(set(evaluation.choices)) < max(2, len(evaluation.choices)):
+        raise UserError(f"evaluation.choices={evaluation.choices} must be at least two different answers.")
+
+
+def check_tracking(tracking: Tracking) -> None:
+    """A tracker that is not there, or that would ask for a key in the middle of a run."""
+    if tracking.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("tracking=tensorboard needs a package: pip install 'vlmexp[tensorboard]'.")
+    if tracking.report_to == "wandb" and tracking.mode == "online" and not _has_wandb_login():
+        raise UserError(
+            "tracking.mode=online needs an account: set WANDB_API_KEY (in the environment or .env), call "
+            "`wandb login` once, or leave tracking.mode out to track offline."
+        )
+
+
+def _has_wandb_login() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    return Path(os.environ.get("NETRC", "~/.netrc")).expanduser().is_file()  # where `wandb login` writes
