@@ -13,7 +13,6 @@ from vlmexp.comparison.rows import make_rows, mark_differences, sort_rows
 from vlmexp.runs import NOT_IN_KEY
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
-pytest.importorskip("plotly", reason="the report needs the extra vlmexp[report]")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DASH = "\N{EN DASH}"

@@ -14,8 +14,6 @@ from vlmexp.comparison.rows import sort_rows
 from vlmexp.comparison.thumbnails import find_media, thumbnail
 from vlmexp.runs import NOT_IN_KEY
 
-pytest.importorskip("plotly", reason="the report needs the extra vlmexp[report]")
-
 
 def build(folder: Path, **arguments) -> str:
     given = {"metric": "vqa_accuracy", "evaluation": "finetuned", "data_dir": folder / "prepared", "max_examples": 500}

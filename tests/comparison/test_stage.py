@@ -126,7 +126,6 @@ def test_a_mistake_gets_one_sentence(arguments, parts, compare, zoo):
 
 
 def test_the_report_is_written_and_named(compare, zoo):
-    pytest.importorskip("plotly", reason="the report needs the extra vlmexp[report]")
     done = compare("compare.html=out/report.html")
     assert done.stdout.splitlines()[-1].split() == ["report", "out/report.html"]
     assert (zoo / "out" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")

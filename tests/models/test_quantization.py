@@ -20,9 +20,7 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 SOURCE = ModelSource("vlmexp:tiny", quantization={**NF4, "bnb_4bit_compute_dtype": "bfloat16"})
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 installed = importlib.util.find_spec("bitsandbytes") is not None
-needs_bitsandbytes = pytest.mark.skipif(
-    not installed, reason="bitsandbytes is not installed: pip install 'vlmexp[qlora]'"
-)
+needs_bitsandbytes = pytest.mark.skipif(not installed, reason="bitsandbytes is not installed: pip install bitsandbytes")
 
 
 def linear_layers(model: torch.nn.Module) -> Counter:
@@ -116,7 +114,7 @@ def test_a_missing_package_is_a_sentence(monkeypatch):
         importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a)
     )
     for load in (check_model, load_model):
-        with pytest.raises(UserError, match=r"needs the package bitsandbytes: pip install 'vlmexp\[qlora\]'"):
+        with pytest.raises(UserError, match=r"needs the package bitsandbytes: pip install bitsandbytes"):
             load(SOURCE, pytest.fail)
 
 

@@ -12,7 +12,6 @@ from tests.slurm.conftest import LAUNCHER, Submit, records
 from vlmexp.launch.sweep import Sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
-pytest.importorskip("optuna", reason="a search needs the extra vlmexp[optuna]")
 
 PROBE = """
 def stage(config, run):

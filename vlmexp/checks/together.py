@@ -142,7 +142,7 @@ def check_evaluation(evaluation: Evaluation) -> None:
 def check_tracking(tracking: Tracking) -> None:
     """A tracker that is not there, or that would ask for a key in the middle of a run."""
     if tracking.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("tracking=tensorboard needs a package: pip install 'vlmexp[tensorboard]'.")
+        raise UserError("tracking=tensorboard needs a package: pip install tensorboard.")
     if tracking.report_to == "wandb" and tracking.mode == "online" and not _has_wandb_login():
         raise UserError(
             "tracking.mode=online needs an account: set WANDB_API_KEY (in the environment or .env), call "

@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from plotly.offline import get_plotlyjs
+
 from vlmexp.comparison.paired import Prediction, pair, read_predictions
 from vlmexp.comparison.reading import RunFiles, get, leaves
 from vlmexp.comparison.rows import LOSSES, Row, Score, about_intervals, is_number, plain, short_options, varying
@@ -45,9 +47,6 @@ def build_report(
         ignored: groups of options that change no result.
         data_dir: where prepared data are, for runs from another machine.
         max_examples: how many examples the browser holds, as a random sample chosen by `seed`.
-
-    Raises:
-        UserError: plotly is not installed.
     """
     answering = [row for row in rows if row.run.predictions(evaluation).is_file()]
     answers = {id(row): _readable(row.run, evaluation) for row in answering[:ANSWERING_RUNS]}
@@ -85,7 +84,7 @@ def _page(title: str, content: Mapping[str, Any]) -> str:
         "TITLE": html.escape(title),
         "STYLE": (folder / "report.css").read_text(encoding="utf-8"),
         "SCRIPT": (folder / "report.js").read_text(encoding="utf-8"),
-        "PLOTLY": _plotly(),
+        "PLOTLY": get_plotlyjs(),
         "DATA": as_script(content),
     }
     template = (folder / "report.html").read_text(encoding="utf-8")
@@ -95,14 +94,6 @@ def _page(title: str, content: Mapping[str, Any]) -> str:
 def as_script(content: Any) -> str:
     """JSON that no text in it can end: the browser takes `<` for nothing but a letter of a string."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise UserError("compare.html needs plotly: pip install 'vlmexp[report]'.") from None
-    return str(get_plotlyjs())
 
 
 def _recorded(runs: Sequence[RunFiles], ignored: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 from hydra.core.config_loader import ConfigLoader
@@ -50,9 +49,7 @@ def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[st
 
 
 def check_search(config: DictConfig) -> None:
-    """Raise a UserError if a search cannot be made: no optuna, a launcher without results, numbers out of range."""
-    if importlib.util.find_spec("optuna") is None:
-        raise UserError("hydra/sweeper=optuna needs optuna: pip install 'vlmexp[optuna]'.")
+    """Raise a UserError if a search cannot be made: a launcher without results, numbers out of range."""
     launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
     if not str(launcher.get("_target_")).startswith(_LAUNCHERS):
         raise UserError(

@@ -26,7 +26,7 @@ def quantization_config(options: Mapping[str, Any] | None, modules: ModulePatter
     if not options:
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("peft.quantization needs the package bitsandbytes: pip install 'vlmexp[qlora]'")
+        raise UserError("peft.quantization needs the package bitsandbytes: pip install bitsandbytes.")
     skipped = ["lm_head", rf".*(?:{modules.projector}).*", rf".*(?:{modules.vision}).*"]
     try:
         return BitsAndBytesConfig(**{"llm_int8_skip_modules": skipped, **options})
