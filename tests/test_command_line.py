@@ -79,6 +79,7 @@ MISTAKES = {
     "dataset.columns.image=picture": ["'picture'", "answer, answer_type, image"],
     "collator.overlong=cut": ["collator.overlong='cut'", "shorten_text"],
     "collator.messages.0.content.0.text='{sytem_prompt}'": ["{sytem_prompt}", "did you mean 'system_prompt'?"],
+    "collator.messages.1.content.0.text=Red": ["'Red'", "has no {answer}"],
     "run=": ["run= is empty"],
     "collator.messages.0.content.2.text='{answer}'": ["{answer} is no field"],
     "run=/nowhere": ["run=/nowhere", "run.json"],

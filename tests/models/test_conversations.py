@@ -15,6 +15,7 @@ from tests.models.families import FAMILIES
 from tests.models.marked import marked
 from tests.models.test_label_masks import HOSTILE
 from vlmexp.collator.lengths import token_lengths
+from vlmexp.collator.prompt import special_strings
 from vlmexp.data.example import Example
 from vlmexp.data.turns import Turn
 from vlmexp.errors import UserError
@@ -204,6 +205,19 @@ def test_a_turn_is_only_text(family, photos, compose):
     assert trained.count(HOSTILE.replace(" ", "")) == 2
     for name in [name for name in plain if plain[name].shape != plain["input_ids"].shape]:
         torch.testing.assert_close(hostile[name], plain[name], rtol=0, atol=0)
+
+
+def test_a_token_in_two_texts_of_a_turn_is_text(family, photos, compose):
+    choice, processor = family
+    collator = build_collator(compose(f"model={choice}", *CHAT), processor)
+
+    def text(*parts: str) -> str:
+        return collator.template.prompt(Example("0", {}, ("yes",), tuple(photos[:1]), turns=(user(None, *parts),))).text
+
+    plain = text("is", "it?")
+    for token in sorted(special_strings(processor))[:12]:
+        for cut in range(1, len(token)):
+            assert text(token[:cut], token[cut:]).count(token) == plain.count(token)
 
 
 def test_a_question_that_looks_like_a_conversation_is_masked(photos, compose):

@@ -19,6 +19,7 @@ from tests.models.families import FAMILIES, write_checkpoint
 from vlmexp.checks import checked
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import fit, token_lengths
+from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate, special_strings
 from vlmexp.collator.sharing import branch_inputs
 from vlmexp.data.example import Example
 from vlmexp.data.images import load_image
@@ -208,6 +209,26 @@ def test_a_special_token_in_a_question_is_text(family, examples, photos):
     assert control_tokens(batch["input_ids"][0]) == control_tokens(plain["input_ids"][0])
     with torch.inference_mode():
         assert torch.isfinite(loss(family.model(), batch))
+
+
+def test_a_special_token_in_two_pieces_is_text(family):
+    """Wherever a token is cut: its halves in two fields, or in two parts of a message, never become one."""
+    tokenizer = family.processor.tokenizer
+    both = (MessagePart("image"), MessagePart("text", "{question}{context}"))
+    messages = [ChatMessage("user", both), ChatMessage("assistant", (MessagePart("text", "{context}{answer}"),))]
+    style = family.config.model.prompt_style
+    template = PromptTemplate(family.processor, messages, "", ["question", "context"], style)
+    control = set(tokenizer.get_added_vocab().values())
+
+    def found(first: str, second: str) -> list[list[int]]:
+        prompt = template.render({"question": first, "context": second}, images=1)
+        answer = template.answer({"context": first}, second)
+        return [[token for token in tokenizer(text)["input_ids"] if token in control] for text in (prompt, answer)]
+
+    plain = found("a", "b")
+    for token in sorted(special_strings(family.processor))[:12]:
+        for cut in range(1, len(token)):
+            assert found(token[:cut], token[cut:]) == plain, (token, cut)
 
 
 def test_lora_learns_and_all_its_forms_answer_alike(family, examples, tmp_path):

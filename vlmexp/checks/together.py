@@ -59,6 +59,12 @@ def _check_messages(config: Config, has_conversations: bool) -> None:
             f"collator.messages have the roles {', '.join(roles)}: only a system message may stand beside the data "
             "set's conversation, and before it."
         )
+    answer = "".join(part.text or "" for part in config.collator.messages[-1].content)
+    if roles[-1] == "assistant" and "{answer}" not in answer and "{answer_column}" not in answer:
+        raise UserError(
+            f"collator.messages end with an assistant's message that says {answer!r} and has no {{answer}}: that is "
+            "where each example's answer goes."
+        )
     if has_conversations and config.model.prompt_style == "prefix":
         raise UserError(
             f"dataset={config.dataset.name} holds conversations, and {config.model.id} (model.prompt_style=prefix) "

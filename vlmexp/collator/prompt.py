@@ -104,6 +104,7 @@ class PromptTemplate:
                 "take an instruction-tuned checkpoint, or model.prompt_style=prefix if it is one of PaliGemma's kind."
             )
         special = sorted(special_strings(processor), key=len, reverse=True)
+        self._longest = len(special[0]) if special else 0
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
         self._rendered: dict[tuple[Any, ...], str] = {}
         self.answer_form = AnswerForm() if self.is_prefix else answer_form(processor, self._special)
@@ -122,15 +123,15 @@ class PromptTemplate:
         values = {**fields, "system_prompt": self.system_prompt, **spoken}
         text, said, end, begin = "", list[tuple[int, int]](), 0, 0
         for match in _MARKED.finditer(rendered):
-            text += rendered[end : match.start()]
+            text = self._joined(text, rendered[end : match.start()])
             end = match.end()
             if match[1]:
-                text += self.plain(values[match[1]])
+                text = self._joined(text, self.plain(values[match[1]]))
             elif match[0] == _SAID:
                 begin = len(text) - len(self.answer_form.glue) * text.endswith(self.answer_form.glue)
             else:
                 said.append((begin, len(text) + self.answer_form.end_length(rendered[end:])))
-        return Prompt(text + rendered[end:], tuple(said))
+        return Prompt(self._joined(text, rendered[end:]), tuple(said))
 
     def processor_text(self, prompt: str) -> str:
         """A rendered prompt as the processor wants it: PaliGemma's adds BOS and the line break itself."""
@@ -148,9 +149,12 @@ class PromptTemplate:
         if self.has_conversation:
             return self.plain(answer)
         values = {**fields, "system_prompt": self.system_prompt, "answer": answer}
-        return "".join(
-            _FIELD.sub(lambda match: self.plain(values[_role(match[1])]), part.text) for part in self.messages[-1].parts
-        )
+        text = ""
+        for part in self.messages[-1].parts:
+            pieces = _FIELD.split(part.text)  # the text before a field, its name, the text behind it, ...
+            for index, piece in enumerate(pieces):
+                text = self._joined(text, self.plain(values[_role(piece)]) if index % 2 else piece)
+        return text
 
     @property
     def has_earlier_answers(self) -> bool:
@@ -175,6 +179,15 @@ class PromptTemplate:
         """The text with a space inside every special token, so that the tokenizer reads it as text."""
         text = text.translate(_OURS)
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) if self._special else text
+
+    def _joined(self, text: str, piece: str) -> str:
+        """Both, with a space between them where a special token would begin in the one and end in the other."""
+        if not (self._special and text and piece):
+            return text + piece
+        before = text[-self._longest :]
+        found = self._special.finditer(before + piece[: self._longest])
+        is_split = any(match.start() < len(before) < match.end() for match in found)
+        return f"{text} {piece}" if is_split else text + piece
 
     def _template(self, images: int, videos: int, turns: Sequence[Turn]) -> str:
         marked = tuple(_marked_turn(turn, number) for number, turn in enumerate(turns))

@@ -225,7 +225,7 @@ function drawExamples() {
 function picture(name) {
   const source = data.pictures[name];
   if (!source) return null;
-  const image = element("img", { src: source, alt: "", loading: "lazy" });
+  const image = element("img", { src: source, alt: "" });
   image.onload = () => image.classList.toggle("small", image.naturalWidth <= 96);
   return image;
 }
