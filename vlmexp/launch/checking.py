@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, open_dict
+from tqdm import tqdm
 
 from vlmexp import distributed
 from vlmexp.command_line import CONTINUING
@@ -25,7 +26,7 @@ def check_points(loader: ConfigLoader, config: DictConfig, all_overrides: Sequen
         UserError: a point could not start; nothing has been written so far.
     """
     distributed.refuse_sweep()  # of a preset, which -m does not announce
-    for number, overrides in enumerate(all_overrides):
+    for number, overrides in enumerate(tqdm(all_overrides, desc="check", unit=" points", leave=False)):
         check_point(loader, config, overrides, f"point {number} ")
 
 
