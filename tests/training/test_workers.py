@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from tests.conftest import example
 from tests.training.test_train import losses, run_training, weights
 from vlmexp.collator.lengths import fit
-from vlmexp.training.workers import worker_options
+from vlmexp.training.workers import WorkedLoaders, worker_options
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,13 @@ def test_a_worker_can_be_started_instead_of_forked(make_collator, draw):
     expected = collator(items)
     found = copy([dataset[0], dataset[1]])
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_workers_end_when_they_are_told_to():
+    loaders = WorkedLoaders(seed=0)
+    loader = loaders.add(DataLoader(range(8), num_workers=2, persistent_workers=True))
+    assert next(iter(loader)).tolist() == [0]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    loaders.end_workers()
+    assert [worker.exitcode for worker in workers] == [0, 0]  # of their own accord

@@ -27,7 +27,7 @@ from vlmexp.training.learning_rates import part_rates, split_groups
 from vlmexp.training.room import checkpoint_bytes
 from vlmexp.training.throughput import Throughput
 from vlmexp.training.token_batches import TokenBatches
-from vlmexp.training.workers import apart
+from vlmexp.training.workers import WorkedLoaders
 
 
 class VlmTrainer(Trainer):
@@ -59,6 +59,13 @@ class VlmTrainer(Trainer):
         self._learning_rates, self._part_of = dict(learning_rates or {}), part_of
         self._part_rates: dict[str, float] = {}
         super().__init__(*args, **kwargs)
+        self._loaders = WorkedLoaders(self.args.seed)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._loaders.end_workers()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
@@ -171,7 +178,7 @@ class VlmTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         if not isinstance(self._train_sampler, TokenBatches):
-            return apart(super().get_train_dataloader(), self.args.seed)
+            return self._loaders.add(super().get_train_dataloader())
         dataset: Any = self.train_dataset
         loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -189,10 +196,10 @@ class VlmTrainer(Trainer):
         prepared = prepare_data_loader(
             loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
         )
-        return apart(prepared, self.args.seed)
+        return self._loaders.add(prepared)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        return apart(super().get_eval_dataloader(eval_dataset), self.args.seed)
+        return self._loaders.add(super().get_eval_dataloader(eval_dataset))
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any]:
         return self._train_sampler

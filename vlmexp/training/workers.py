@@ -36,14 +36,30 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def apart(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
-    """The loader, with workers that have no part in the model's random numbers and in the tokenizer's threads.
+class WorkedLoaders:
+    """Loaders whose workers keep out of the model's random numbers, and end when they are told to.
 
     A loader draws a seed for its workers whenever it starts them, which a resumed run does at other times than an
-    undisturbed one.
+    undisturbed one. And workers that are left to the garbage collector hold a run up for five seconds each: their
+    queues are closed before anybody tells them to end.
     """
-    if loader.num_workers > 0:
-        base: DataLoader[Any] = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
-        base.generator = torch.Generator().manual_seed(seed)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns in each worker
-    return loader
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._loaders: list[Any] = []
+
+    def add(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        """The loader itself, with a random number generator of its own if it has workers."""
+        if loader.num_workers > 0:
+            base: DataLoader[Any] = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+            base.generator = torch.Generator().manual_seed(self._seed)
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns in each worker
+            self._loaders.append(base)
+        return loader
+
+    def end_workers(self) -> None:
+        """Stop the persistent workers of all loaders; their next use would start others."""
+        for loader in self._loaders:
+            if loader._iterator is not None:  # torch has no public way
+                loader._iterator._shutdown_workers()
+                loader._iterator = None
