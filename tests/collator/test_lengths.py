@@ -57,8 +57,16 @@ def test_a_long_question_is_shortened_and_its_image_is_whole(make_collator, draw
 
 
 def test_an_image_that_alone_is_too_long(make_collator, draw):
-    with pytest.raises(UserError, match="images alone are too large"):
+    with pytest.raises(
+        UserError,
+        match=r"only 2: the rest of the prompt \(its media add 1023\) and an answer .* \(here 2\) are never cut",
+    ):
         fit(make_collator(), [example("red?", "yes", draw("red", (512, 512)))], 50, "shorten_text")
+
+
+def test_an_answer_that_alone_is_too_long(make_collator, draw):
+    with pytest.raises(UserError, match=r"\(its media add 15\) and an answer to train on \(here 502\) are never cut"):
+        fit(make_collator(), [example("red?", "yes " * 500, draw("red"))], 50, "shorten_text")
 
 
 def test_where_every_example_counts_it_is_kept_as_it_is(items, make_collator, draw):

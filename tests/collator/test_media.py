@@ -79,6 +79,22 @@ def test_a_picture_of_a_shape_that_the_processor_refuses(make_collator, draw):
     assert token_lengths(make_collator(*options), [item], True) == [16 + 16]
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ("[{type: image}, {type: image}, {type: text, text: '{question}'}]", r"have \{type: image\} twice"),
+        (
+            "[{type: image}, {type: text, text: '<|image_pad|>{question}'}]",
+            r"'<\|image_pad\|>\{question\}' holds <\|image_pad\|>, which",
+        ),
+    ],
+)
+def test_messages_that_show_media_twice_or_by_hand(parts, message, make_collator):
+    answer = "{role: assistant, content: [{type: text, text: '{answer}'}]}"
+    with pytest.raises(UserError, match=message):
+        make_collator(f"collator.messages=[{{role: user, content: {parts}}},{answer}]")
+
+
 def test_media_that_break_later_are_named(make_collator, tmp_path):
     place = {"split": "train", "columns": {"image": "picture", "video": "clip"}}
     image = dataclasses.replace(example("red?", "yes", tmp_path / "gone.png", id="5"), **place)
@@ -229,8 +245,9 @@ def test_of_two_media_only_those_that_are_shown_are_used(compose):
     assert "video" in used_columns(compose(*VIDEO))
 
 
-def test_lengths_where_the_processor_writes_the_times_of_frames(compose, tmp_path, grey):
-    """Qwen3-VL puts `<0.3 seconds>` before each pair of frames: longer times are more tokens."""
+@pytest.fixture
+def qwen3_collator(compose):
+    """Qwen3-VL puts `<0.3 seconds>` before each pair of frames."""
     from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     from vlmexp.models import tiny
@@ -240,9 +257,22 @@ def test_lengths_where_the_processor_writes_the_times_of_frames(compose, tmp_pat
     sizes = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
     video = Qwen3VLVideoProcessor(**sizes, size={"shortest_edge": 1024, "longest_edge": 512 * 512})
     processor = Qwen3VLProcessor(parts.image_processor, parts.tokenizer, video, chat_template=parts.chat_template)
-    collator = build_collator(compose(*VIDEO), processor)
+    return build_collator(compose(*VIDEO), processor)
+
+
+def test_lengths_where_the_processor_writes_the_times_of_frames(qwen3_collator, tmp_path, grey):
+    """Longer times are more tokens."""
     long = drawn(tmp_path / "long.mp4", 25, rate=Fraction(1, 60))
     items = [with_video("bright?", "no", grey), with_video("bright?", "no", long), example("who?", "b")]
-    lengths = token_lengths(collator, items, True)
-    assert lengths == [collator([item])["input_ids"].shape[1] for item in items]
+    lengths = token_lengths(qwen3_collator, items, True)
+    assert lengths == [qwen3_collator([item])["input_ids"].shape[1] for item in items]
     assert lengths[1] > lengths[0]  # the same number of frames
+
+
+def test_a_video_of_one_frame_that_the_processor_refuses(qwen3_collator, draw, tmp_path):
+    """Beside an image that it takes: both columns are named, and another size would not help."""
+    row = with_video("red?", "yes", drawn(tmp_path / "one.mp4", 1), draw("red"), id="3")
+    row = dataclasses.replace(row, columns={"image": "picture", "video": "clip"})
+    message = r"row 3, column picture or clip: .* no media of 64 x 64 pixels and 1 frame of 64 x 48 pixels \(.*skip\.$"
+    with pytest.raises(UserError, match=message):
+        token_lengths(qwen3_collator, [row], True)

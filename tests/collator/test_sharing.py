@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from transformers.image_utils import SizeDict
 
 from tests.conftest import example
 from vlmexp.collator.sharing import branch_inputs
@@ -49,6 +52,18 @@ def test_equal_to_separate_samples(counts, attention, make_collator, model, draw
     for name, gradient in gradients.items():
         difference = (gradient - shared_gradients[name]).norm()
         assert difference <= 1e-4 * max(gradient.norm(), 1e-3 * scale), name
+
+
+def test_an_image_of_one_token(make_collator, monkeypatch, model, draw):
+    """The prompt is then the same before and after its placeholder is expanded."""
+    items = [example("red?", "yes", draw("red", (16, 16))), example("how many?", "no", draw("red", (16, 16)))]
+    collator = make_collator()
+    monkeypatch.setattr(collator.processor.image_processor, "size", SizeDict(shortest_edge=256, longest_edge=2**18))
+    separate, packed = collator(items), dataclasses.replace(collator, share_images=True)(items)
+    assert separate["image_grid_thw"].tolist() == [[1, 2, 2], [1, 2, 2]]
+    loss, _ = loss_and_gradients(model, separate)
+    shared, _ = loss_and_gradients(model, branch_inputs(model, packed, torch.float32))
+    assert shared == pytest.approx(loss, rel=1e-5)
 
 
 def test_the_same_question_twice(make_collator, model, draw):

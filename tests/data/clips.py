@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -39,10 +41,31 @@ def cut_off(source: Path, target: Path, share: float = 0.5) -> Path:
     return target
 
 
+def turned(source: Path, target: Path, height: int) -> Path:
+    """The clip as a telephone writes it: the picture lying down, and a matrix in the header that turns it."""
+    content = bytearray(source.read_bytes())
+    matrix = content.find(b"tkhd") + 44
+    assert struct.unpack(">9i", content[matrix : matrix + 36])[0] == 1 << 16
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, height << 16, 0, 1 << 30)
+    target.write_bytes(content)
+    return target
+
+
 def drawn(
-    target: Path, frames: int, size: tuple[int, int] = (64, 48), codec: str = "mpeg4", rate: int | Fraction = 5
+    target: Path,
+    frames: int,
+    size: tuple[int, int] = (64, 48),
+    codec: str = "mpeg4",
+    rate: int | Fraction = 5,
+    times: Sequence[int] | None = None,
+    sound: float = 0,
 ) -> Path:
-    """A video of grey frames that grow brighter by one step each."""
+    """A video of grey frames that grow brighter by one step each.
+
+    Args:
+        times: when each frame is shown, in steps of 1 / rate; None: one after the other.
+        sound: seconds of silence beside it.
+    """
     import numpy as np
 
     av = pytest.importorskip("av")
@@ -50,8 +73,18 @@ def drawn(
     with av.open(str(target), "w") as written:
         stream = written.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        silence = written.add_stream("aac", rate=8000) if sound else None
         for number in range(frames):
             pixels = np.full((height, width, 3), 10 + 8 * number, np.uint8)
-            written.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[number], 1 / Fraction(rate)
+            written.mux(stream.encode(frame))
         written.mux(stream.encode(None))
+        if silence is not None:
+            for _ in range(int(sound * 8000 / 1024)):
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                frame.sample_rate = 8000
+                written.mux(silence.encode(frame))
+            written.mux(silence.encode(None))
     return target

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.data.clips import clip, cut_off
+from tests.data.clips import clip, cut_off, drawn, turned
 from tests.data.test_images import bomb, encoded
 from vlmexp.data.examples import Examples
 from vlmexp.data.prepare import Prepared, prepare
@@ -208,6 +208,22 @@ def test_a_video_that_is_cut_off_is_a_bad_row(tmp_path):
     (example,) = Examples(prepared, "train", columns)
     assert [path.name for path in example.videos] == ["bikes.mp4"]
     assert example.images == ()
+
+
+def test_videos_are_checked_with_the_library_that_reads_them(tmp_path):
+    """decord cannot read small turned clips."""
+    for library in ("av", "decord"):
+        pytest.importorskip(library)
+    turned(drawn(tmp_path / "plain.mp4", 8), tmp_path / "turned.mp4", height=48)
+    rows = [{"clip": str(tmp_path / name), "question": "q", "answer": "a"} for name in ("plain.mp4", "turned.mp4")]
+    columns = {"video": "clip", "question": "question", "answer": "answer"}
+    options = {"columns": columns, "on_bad_sample": "skip", "max_bad_share": 0.5}
+    assert prepare_rows(tmp_path, rows, **options, video_library="pyav").manifest["bad"] == {"train": {}}
+    prepared = prepare_rows(tmp_path, rows, **options, video_library="decord")
+    assert prepared.manifest["bad"] == {"train": {"damaged": 1}}
+    (bad,) = read_jsonl(prepared.folder / "bad.jsonl")
+    assert bad["path"] == str(tmp_path / "turned.mp4")
+    assert "cannot be read with decord" in bad["error"]
 
 
 def test_rows_with_one_id_are_told_apart(tmp_path):

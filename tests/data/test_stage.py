@@ -7,6 +7,7 @@ import json
 import pytest
 from PIL import Image
 
+from tests.data.clips import drawn
 from tests.data.test_images import encoded
 from vlmexp.data.stage import download, load_split, prepared_data
 from vlmexp.errors import UserError
@@ -62,3 +63,16 @@ def test_answers_are_sampled_for_training_only(mixed, tmp_path):
         assert {example.answer for example in load_split(config, prepared, "train")} == {"a", "b"}
         config.dataset.train_answer = "most_common"
         assert {example.answer for example in load_split(config, prepared, "train")} == {"a"}
+
+
+def test_videos_are_checked_with_the_library_of_the_config(compose, tmp_path):
+    pytest.importorskip("decord")
+    row = {"clip": str(drawn(tmp_path / "clip.mp4", 3)), "question": "q?", "answer": "a"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    config = compose(
+        *("dataset=files", f"dataset.options.train={tmp_path / 'train.jsonl'}", "collator=video"),
+        *("dataset.validation_fraction=0", "dataset.test_fraction=0", "dataset.columns={image: null, video: clip}"),
+        "collator.video_processing.frame_extraction.library=decord",
+    )
+    with Run.open(tmp_path / "run", config, []) as run:
+        assert prepared_data(config, run).manifest["request"]["video_library"] == "decord"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from tests.data.clips import FRAMES, clip, cut_off, drawn, remuxed
+from tests.data.clips import FRAMES, clip, cut_off, drawn, remuxed, turned
 from vlmexp.data.images import MediaError
 from vlmexp.data.video_readers import LIBRARIES, VideoHeader, resolve_library, works
 from vlmexp.data.videos import VideoOptions, check_video, frame_numbers, load_video, video_header
@@ -65,16 +65,11 @@ def test_a_video_of_one_frame(library, tmp_path):
 
 
 def test_a_rotated_video_is_upright(library, tmp_path):
-    """As a telephone writes it: the picture lying down, and a matrix in the header that turns it."""
-    content = bytearray(clip("carphone_pristine").read_bytes())
-    matrix = content.find(b"tkhd") + 44
-    assert struct.unpack(">9i", content[matrix : matrix + 36])[0] == 1 << 16
-    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 144 << 16, 0, 1 << 30)
-    (tmp_path / "turned.mp4").write_bytes(content)
+    path = turned(clip("carphone_pristine"), tmp_path / "turned.mp4", height=144)
     options = VideoOptions(library=library, num_frames=2)
-    turned, plain = load_video(tmp_path / "turned.mp4", options), load_video(clip("carphone_pristine"), options)
-    assert (turned.header.width, turned.header.height) == (144, 176)
-    assert np.abs(turned.frames.astype(int) - np.rot90(plain.frames, -1, axes=(1, 2))).mean() < 1
+    found, plain = load_video(path, options), load_video(clip("carphone_pristine"), options)
+    assert (found.header.width, found.header.height) == (144, 176)
+    assert np.abs(found.frames.astype(int) - np.rot90(plain.frames, -1, axes=(1, 2))).mean() < 1
 
 
 def test_opencv_can_leave_its_order_of_channels():
@@ -121,6 +116,42 @@ def test_a_video_that_is_cut_off(share, library, tmp_path):
     with pytest.raises(MediaError, match="cannot be read") as caught:
         check_video(path, library)
     assert caught.value.reason == "damaged"
+
+
+@pytest.mark.parametrize(("name", "codec"), [("cut.mkv", "libx264"), ("cut.webm", "libvpx"), ("sound.mkv", "libx264")])
+def test_a_file_that_ends_before_the_time_that_its_header_says(name, codec, tmp_path):
+    """Such files have no list of their frames."""
+    pytest.importorskip("av")
+    whole = drawn(tmp_path / f"whole-{name}", 25, codec=codec, sound=9 * (name == "sound.mkv"))
+    check_video(whole, "pyav")
+    content = whole.read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(MediaError, match=r"it is cut off, with \d\.\d\d of its (5|9)\.\d\d seconds"):
+        check_video(tmp_path / name, "pyav")
+
+
+@pytest.mark.parametrize("options", [{}, {"live": "1"}])  # live: without a duration, as cameras write it
+def test_a_whole_file_is_not_taken_for_cut_off(options, tmp_path):
+    slow = drawn(tmp_path / "slow.mp4", 3, rate=Fraction(1, 60))
+    check_video(remuxed(slow, tmp_path / "slow.mkv", **options), "pyav")
+
+
+UNEVEN = [0, 1, 2, 10, 11, 30, 31, 32, 33, 50, 60, 61, 62, 63, 90, 91, 92, 100, 101, 102]
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_frames_at_uneven_times(name, library, tmp_path):
+    """20 frames in 103 / 25 seconds."""
+    path = drawn(tmp_path / name, 20, codec="libx264", rate=25, times=UNEVEN)
+    options = VideoOptions(library=library, sampling_strategy="fps", fps=3)
+    if (library, name) == ("cv2", "a.mkv"):
+        with pytest.raises(MediaError, match=r"20 of the 103 frames .* or its frames are at uneven times"):
+            video_header(path, options)
+        return
+    found = load_video(path, options)
+    assert found.header.fps == pytest.approx(20 / (103 / 25))
+    assert found.numbers == [0, 1, 3, 4, 6, 8, 9, 11, 12, 14, 16, 17]
+    assert np.abs(found.frames.mean(axis=(1, 2, 3)) - (10 + 8 * np.array(found.numbers))).max() < 4
 
 
 def test_a_sound_without_a_picture(library, tmp_path):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import example
+from tests.data.clips import drawn
 from tests.models.families import FAMILIES, write_checkpoint
 from vlmexp.checks import checked
 from vlmexp.collator.batch import Collator
@@ -160,6 +161,61 @@ def test_a_mixed_batch_has_the_loss_of_its_examples(family, examples):
         separate = sum(loss(model, b) * n for b, n in zip(singles, counts, strict=True)) / sum(counts)
         together = loss(model, collator(examples))
     torch.testing.assert_close(together, separate, rtol=0, atol=1e-5)
+
+
+VIDEO = ["collator=video", "dataset.columns={image: image, video: video, question: question, answer: answer}"]
+
+
+@pytest.fixture
+def video_collator(family, compose) -> Collator:
+    if "video" not in family.config.model.media:
+        pytest.skip("this family takes no video")
+    return build_collator(compose(f"model={family.choice}", f"model.id={family.source.id}", *VIDEO), family.processor)
+
+
+def test_a_batch_of_long_and_short_videos_and_images_is_the_sum_of_its_examples(
+    family, video_collator, examples, tmp_path
+):
+    image = examples[0]
+    items = [
+        dataclasses.replace(
+            image, id=f"{frames} frames", images=(), videos=(drawn(tmp_path / f"{frames}.mp4", frames),)
+        )
+        for frames in (4, 11)
+    ]
+    items.insert(1, image)
+    alone, together = [video_collator([item]) for item in items], video_collator(items)
+    prompts = [ids[mask == 1] for ids, mask in zip(together["input_ids"], together["attention_mask"], strict=True)]
+    for single, prompt, length in zip(alone, prompts, token_lengths(video_collator, items, True), strict=True):
+        assert single["input_ids"][0].tolist() == prompt.tolist()
+        assert len(prompt) == length
+    model = family.model()
+    with torch.inference_mode():  # as many tokens with a loss in each
+        losses = [loss(model, batch) for batch in alone]
+        torch.testing.assert_close(loss(model, together), sum(losses) / 3, rtol=0, atol=1e-5)
+
+
+def test_an_image_beside_a_video_counts_or_is_refused(family, video_collator, examples, tmp_path):
+    both = dataclasses.replace(examples[0], videos=(drawn(tmp_path / "clip.mp4", 4),))
+    if family.choice == "smolvlm":  # its processor gives one of them the other's place
+        with pytest.raises(UserError, match=r"takes images or videos, not both at once"):
+            token_lengths(video_collator, [both], True)
+        return
+    batch = video_collator([both])
+    assert token_lengths(video_collator, [both], True) == [batch["input_ids"].shape[1]]
+    with torch.inference_mode():
+        assert torch.isfinite(loss(family.model(), batch))
+
+
+def test_a_shortened_question_fits(family, examples):
+    """Also where a text alone has fewer tokens than between the template's."""
+    collator = family.collator()
+    row = dataclasses.replace(examples[0], fields={"question": "is the12 "})
+    (length,) = token_lengths(collator, [row], True)
+    for limit in range(length - 5, length):
+        fitted = fit(collator, [row], limit, "keep")
+        assert collator([fitted[0]])["input_ids"].shape[1] == fitted.lengths[0]
+        assert fitted.too_long or fitted.lengths[0] <= limit
 
 
 def test_an_answer_does_not_reach_the_prompt(family, examples):

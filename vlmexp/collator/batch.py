@@ -68,7 +68,7 @@ class Collator:
         self.media_ids = media_token_ids(self.processor)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        prompts, media = encode_prompts(self.processor, self.template, examples, self.share_images, self.media)
+        prompts, media = self._encoded(examples, self.share_images)
         token_type = self.template.answer_token_type
         rows = [append_answer(r, self.answer_ids(e), token_type) for r, e in zip(prompts, examples, strict=True)]
         labelled = [(row, self.labels(row)) for row in rows]
@@ -79,7 +79,7 @@ class Collator:
 
     def prompts(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """A batch for generation, padded on the left, without answers."""
-        rows, media = encode_prompts(self.processor, self.template, examples, False, self.media)
+        rows, media = self._encoded(examples, once_per_media=False)
         return self._padded(rows, None, None, left=True) | media
 
     def packed_prompts(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
@@ -88,7 +88,7 @@ class Collator:
         Returns:
             the batch with `branch_ids`, and for each example its row and its branch's number, which begins at 1.
         """
-        rows, media = encode_prompts(self.processor, self.template, examples, True, self.media)
+        rows, media = self._encoded(examples, once_per_media=True)
         ignored = self.masking.ignore_index
         groups = _about_the_same(rows)
         packed = [pack([(rows[i], [ignored] * len(rows[i])) for i in group], ignored) for group in groups]
@@ -114,6 +114,9 @@ class Collator:
             else token
             for position, token in enumerate(row.sequences["input_ids"])
         ]
+
+    def _encoded(self, examples: Sequence[Example], once_per_media: bool) -> tuple[list[Row], dict[str, torch.Tensor]]:
+        return encode_prompts(self.processor, self.template, examples, once_per_media, self.media, self.media_ids)
 
     def _padded(
         self, rows: list[Row], labels: list[list[int]] | None, branches: list[list[int]] | None, left: bool = False

@@ -6,7 +6,7 @@ tokenizer alone and the expanded placeholders from the first: exactly what the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,15 @@ def encode_prompts(
     examples: Sequence[Example],
     once_per_media: bool,
     options: MediaOptions,
+    media_ids: Collection[int],
 ) -> tuple[list[Row], dict[str, torch.Tensor]]:
     """Token rows of the prompts, and the media inputs of the batch.
 
     With `once_per_media` the media inputs hold each distinct set of media once, in the order of first appearance;
     without it once an example.
+
+    Args:
+        media_ids: the tokens that stand for media.
     """
     prompts = [template.prompt(example) for example in examples]
     texts = [prompt.text for prompt in prompts]
@@ -61,19 +65,20 @@ def encode_prompts(
                 first.setdefault(key, index)
     chosen = list(first.values()) if once_per_media else [i for i, key in enumerate(keys) if key]
     rows: list[Row | None] = [None] * len(examples)
-    media: dict[str, torch.Tensor] = {}
-    if chosen:
+    media: list[dict[str, torch.Tensor]] = []
+    for together in _calls(examples, chosen):
         batch = processor(
-            text=[template.processor_text(texts[i]) for i in chosen],
+            text=[template.processor_text(texts[i]) for i in together],
             padding=True, padding_side="right", return_tensors="pt",
-            **media_arguments([examples[i] for i in chosen], options),
-            **special_token_arguments(processor, texts[chosen[0]]),
+            **media_arguments([examples[i] for i in together], options),
+            **special_token_arguments(processor, texts[together[0]]),
         )  # fmt: skip
-        sequences, media = _split(batch)
-        for position, index in enumerate(chosen):
+        sequences, inputs = _split(batch)
+        media.append(inputs)
+        for position, index in enumerate(together):
             length = int(sequences["attention_mask"][position].sum())
             tokens = {name: values[position, :length].tolist() for name, values in sequences.items()}
-            rows[index] = Row(tokens, length, keys[index], _media_end(raw[index], tokens["input_ids"]))
+            rows[index] = Row(tokens, length, keys[index], _media_end(raw[index], tokens["input_ids"], media_ids))
     for index, row in enumerate(rows):
         if row is None and keys[index]:
             source = first[keys[index]]
@@ -89,7 +94,7 @@ def encode_prompts(
             marks = [match.span() for match in placeholders(processor).finditer(prompt.text)]
             row.said = said_tokens(prompt.said, offsets, marks, ids, row.sequences["input_ids"])
     _fill_missing_sequences(complete)
-    return complete, media
+    return complete, _joined(media)
 
 
 def append_answer(row: Row, answer_ids: list[int], token_type: int) -> Row:
@@ -136,12 +141,36 @@ def special_token_arguments(processor: ProcessorMixin, prompt: str) -> dict[str,
     return {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
 
 
+def _calls(examples: Sequence[Example], chosen: list[int]) -> list[list[int]]:
+    """Which examples the processor sees at once: all, but with videos each alone.
+
+    Some processors cannot batch videos of different lengths, or write the longest one's length into every prompt.
+    """
+    if any(examples[index].videos for index in chosen):
+        return [[index] for index in chosen]
+    return [chosen] if chosen else []
+
+
 def _split(batch: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Per-token inputs (the shape of input_ids) and the others; a processor's own labels are of no use."""
     values = {name: value for name, value in batch.items() if name != "labels"}
     shape = batch["input_ids"].shape
     sequences = {name: value for name, value in values.items() if getattr(value, "shape", None) == shape}
     return sequences, {name: value for name, value in values.items() if name not in sequences}
+
+
+def _joined(calls: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The media inputs of all calls, one behind the other; but for the first, dimensions are padded with zeros."""
+    if len(calls) == 1:
+        return calls[0]
+    joined = {}
+    for name in dict.fromkeys(name for inputs in calls for name in inputs):
+        values = [inputs[name] for inputs in calls if name in inputs]
+        shape = map(max, zip(*(value.shape[1:] for value in values), strict=True))
+        joined[name] = values[0].new_zeros(sum(map(len, values)), *shape)
+        for value, place in zip(values, joined[name].split([len(value) for value in values]), strict=True):
+            place[(slice(None), *map(slice, value.shape[1:]))] = value
+    return joined
 
 
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
@@ -153,11 +182,14 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return length
 
 
-def _media_end(raw: list[int], expanded: list[int]) -> int:
-    """Index in `expanded` after the last expanded placeholder."""
+def _media_end(raw: list[int], expanded: list[int], media_ids: Collection[int]) -> int:
+    """Index in `expanded` after the last token that a placeholder became, be it of text or its own."""
+    last = max((index + 1 for index, token in enumerate(expanded) if token in media_ids), default=0)
+    if raw == expanded:
+        return last
     prefix = _common_prefix(raw, expanded)
     suffix = _common_prefix(raw[prefix:][::-1], expanded[::-1])
-    return len(expanded) - suffix
+    return max(last, len(expanded) - suffix)
 
 
 def _with_media_of(source: Row | None, source_raw: list[int], raw: list[int]) -> Row:

@@ -168,7 +168,7 @@ def fit(
                 replaced[index] = (
                     shrunk(collator, media_tokens, example, excess)
                     if overlong == "shrink_image"
-                    else _shortened(collator, example, excess)
+                    else _shortened(collator, media_tokens, example, excess)
                 )
             except QuestionTooShort:
                 if overlong != "keep":
@@ -199,24 +199,33 @@ def _refusals(collator: Collator, examples: Sequence[Example], indices: list[int
         except RefusedMedia as error:
             found[example.id] = str(error)
     if too_many:
+        stretch = ", or set collator.image_processing.resize_mode=stretch and max_size" * (not example.videos)
         limit = f", more than dataset.max_bad_share={share}" if share else ""
         instead = "Raise that" if share else "Leave such rows out with dataset.on_bad_sample=skip"
         raise UserError(
             f"{found[examples[indices[0]].id]} So it is with {len(indices)} of {len(examples)} examples{limit}. "
-            f"{instead}, or set collator.image_processing.resize_mode=stretch and max_size."
+            f"{instead}{stretch}."
         )
     return found
 
 
-def _shortened(collator: Collator, example: Example, excess: int) -> Example:
+def _shortened(collator: Collator, media_tokens: MediaTokens, example: Example, excess: int) -> Example:
     """The example without the last `excess` tokens (or a few more) of its question."""
-    tokenizer = collator.processor.tokenizer
+    tokenizer, shape = collator.processor.tokenizer, media_shape(example, collator.media)
+
+    def tokens(candidate: Example) -> int:
+        text = collator.template.prompt(candidate).text
+        return len(tokenize(collator.processor, [text])[0]) + media_tokens(candidate, shape)
+
+    most = tokens(example) - excess
     ids = tokenizer(collator.template.plain(example.question_end), add_special_tokens=False)["input_ids"]
     for keep in range(len(ids) - excess, -1, -1):
-        text = tokenizer.decode(ids[:keep], skip_special_tokens=False)
-        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= len(ids) - excess:
-            return example.with_question_end(text)
+        shorter = example.with_question_end(tokenizer.decode(ids[:keep], skip_special_tokens=False))
+        if tokens(shorter) <= most:
+            return shorter
     raise QuestionTooShort(
         f"Example {example.id} is {excess} tokens longer than collator.max_length, and its question has only "
-        f"{len(ids)}: its images alone are too large. Raise collator.max_length, or set collator.overlong=drop."
+        f"{len(ids)}: the rest of the prompt (its media add {media_tokens(example, shape)}) and an answer to train on "
+        f"(here {len(collator.answer_ids(example))}) are never cut. Raise collator.max_length, or set "
+        "collator.overlong=drop."
     )

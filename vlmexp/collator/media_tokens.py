@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.encode import special_token_arguments, tokenize
@@ -21,7 +22,7 @@ _SMALL = 64  # pixels
 
 
 class RefusedMedia(UserError):
-    """The model's processor does not take media of such a size."""
+    """The model's processor does not take such media."""
 
 
 class MediaTokens:
@@ -32,16 +33,19 @@ class MediaTokens:
         self._more: dict[Shape, int] = {}  # than the same media at a small size
         self._small: dict[tuple[Shape, tuple[str, ...]], int] = {}
         self._melts: dict[Shape, bool] = {}  # by small shape: whether media begin or end as text
+        self._one_kind = _gives_one_kind(collator.processor)
         self._timed: bool | None = None  # whether the processor writes the times of frames, so that they count as well
 
     def __call__(self, example: Example, shape: Shape) -> int:
         """How many tokens media of these sizes add to the example's raw prompt.
 
         Raises:
-            RefusedMedia: the processor refuses a size.
+            RefusedMedia: the processor refuses a size, or images beside videos.
         """
         if not shape:
             return 0
+        if self._one_kind and example.images and example.videos:
+            raise RefusedMedia(f"{_place(example)}: the model's processor takes images or videos, not both at once.")
         if self._timed is None and any(isinstance(size, ClipShape) for size in shape):
             self._timed = len(self._expanded(example, shape)) != len(self._expanded(example, _untimed(shape)))
         shape = shape if self._timed else _untimed(shape)
@@ -66,12 +70,9 @@ class MediaTokens:
                 text=[collator.template.processor_text(text)], return_tensors="pt", **blank_arguments(shape), **options
             )
         except (ValueError, RuntimeError, ZeroDivisionError) as error:  # whatever a resize to nothing leads to
-            sizes = ", ".join(
-                f"{s.width} x {s.height}" if isinstance(s, ClipShape) else f"{s[0]} x {s[1]}" for s in shape
-            )
-            place = example.place("image" if example.images else "video")
             raise RefusedMedia(
-                f"{place}: the model's processor takes no media of {sizes} pixels ({' '.join(str(error).split())})."
+                f"{_place(example)}: the model's processor takes no media of {' and '.join(map(_described, shape))} "
+                f"({' '.join(str(error).split())})."
             ) from None
         ids: list[int] = inputs["input_ids"][0].tolist()
         return ids
@@ -93,6 +94,23 @@ class MediaTokens:
         text, mark = self._collator.template.prompt(example).text, placeholders(self._collator.processor).pattern
         found = re.finditer(rf"(\S?\s*)(?:{mark})(?=(\s*\S?))", text)
         return tuple(part for match in found for part in match.groups())
+
+
+def _gives_one_kind(processor: Any) -> bool:
+    """Whether images and videos become inputs of the same names, so that one would take the place of the other."""
+    parts = [getattr(processor, name, None) for name in ("image_processor", "video_processor")]
+    images, videos = (set(part.model_input_names if part is not None else ()) for part in parts)
+    return not images.isdisjoint(videos)
+
+
+def _place(example: Example) -> str:
+    return example.place(*(role for role, media in (("image", example.images), ("video", example.videos)) if media))
+
+
+def _described(size: tuple[int, int] | ClipShape) -> str:
+    if isinstance(size, ClipShape):
+        return f"{len(size.numbers)} frame{'s' * (len(size.numbers) > 1)} of {size.width} x {size.height} pixels"
+    return f"{size[0]} x {size[1]} pixels"
 
 
 def _small(size: tuple[int, int] | ClipShape) -> tuple[int, int] | ClipShape:

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from vlmexp.collator.answer import AnswerForm, answer_form
+from vlmexp.collator.said import placeholders
 from vlmexp.data.example import MEDIA_ROLES, Example
 from vlmexp.data.turns import Turn
 from vlmexp.errors import UserError, closest
@@ -69,7 +70,8 @@ class PromptTemplate:
         roles: names of the fields that an example has.
 
     Raises:
-        UserError: a message names a field that there is not, or the processor has no chat template.
+        UserError: a message names a field that there is not, media are shown twice, or the processor has no chat
+            template.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class PromptTemplate:
         self.is_prefix = style == "prefix"
         self.messages = messages
         self.system_prompt = system_prompt
+        _check_media(messages, placeholders(processor))
         for message in messages:
             # The prompt must not hold what it asks for.
             known = [*roles, "system_prompt", *(["answer"] if message is messages[-1] else [])]
@@ -230,6 +233,22 @@ class PromptTemplate:
     def _place(self, role: str) -> str:
         # An empty system prompt leaves no empty part behind.
         return "" if role == "system_prompt" and not self.system_prompt else f"{_MARK}{role}{_END}"
+
+
+def _check_media(messages: Sequence[ChatMessage], marks: re.Pattern[str]) -> None:
+    """Raise a UserError if an example's media would stand in a prompt more than once."""
+    parts = [part for message in messages for part in message.parts]
+    for medium in MEDIA_ROLES:
+        if sum(part.type == medium for part in parts) > 1:
+            raise UserError(
+                f"collator.messages have {{type: {medium}}} twice: one part shows all {medium}s of an example."
+            )
+    for part in parts:
+        if (match := marks.search(part.text)) and match[0]:
+            raise UserError(
+                f"collator.messages: {part.text[:60]!r} holds {match[0]}, which this model's processor takes for an "
+                "image or a video: write a part {type: image} or {type: video} instead."
+            )
 
 
 def _marked_turn(turn: Turn, number: int) -> Turn:

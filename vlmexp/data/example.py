@@ -71,11 +71,11 @@ class Example:
             return dataclasses.replace(self, turns=(*self.turns[:-1], self.turns[-1].with_last_text(text)))
         return dataclasses.replace(self, fields={**self.fields, "question": text})
 
-    def place(self, role: str) -> str:
-        """Where the example's media of a role are from: split, row and column."""
+    def place(self, *roles: str) -> str:
+        """Where the example's media of these roles are from: split, row and columns."""
         split = f"split {self.split}, " if self.split else ""
-        column = f", column {self.columns[role]}" if self.columns.get(role) else ""
-        return f"{split}row {self.id}{column}"
+        columns = " or ".join(column for role in roles if (column := self.columns.get(role)))
+        return f"{split}row {self.id}{', column ' * bool(columns)}{columns}"
 
 
 def check_columns(

@@ -31,6 +31,7 @@ from vlmexp.data.rows import MediaStore
 from vlmexp.data.sources import Source, files_read, find_source, input_paths
 from vlmexp.data.splits import SPLITS, carve, resolved_splits, split_rule
 from vlmexp.data.verify import Verified, content, state, verify
+from vlmexp.data.video_readers import resolve_library
 from vlmexp.errors import UserError
 from vlmexp.files import digest, file_digest, new_folder, read_json, read_jsonl, write_json, write_jsonl
 from vlmexp.storage import writing
@@ -69,6 +70,7 @@ def prepare(
     required: Sequence[str] = ("question", "answer"),
     on_bad_sample: str = "error",
     max_bad_share: float = 0.05,
+    video_library: str = "auto",
 ) -> Prepared:
     """Return the prepared data set, making it first if it is not there or no longer what it was.
 
@@ -80,6 +82,7 @@ def prepare(
         required: roles whose text must not be empty.
         on_bad_sample: whether rows that cannot be used are an `error`, or left out (`skip`).
         max_bad_share: of the rows of a split; above it they are an error even with `skip`.
+        video_library: the library that must be able to read the videos; data prepared for another are checked again.
 
     Raises:
         UserError: unknown source or option, a split or column that the source does not have, no rows, or bad rows.
@@ -98,6 +101,7 @@ def prepare(
         "split_seed": split_seed,
         "columns": dict(columns),
         "required": list(required),
+        **({"video_library": resolve_library(video_library)} if columns.get("video") else {}),
     }
     folder = data_dir.expanduser() / f"{name}-{digest(request)[:12]}"
     prepared = _usable(folder)  # without the lock, so that data in a folder that cannot be written can be used
@@ -149,7 +153,9 @@ def _make(folder: Path, rows_of: Source, options: Mapping[str, Any], request: Ma
             for split, theirs in wanted.items()
             if theirs is not None
         }
-        files = verify(reading.store.kinds, temporary, f"check media of {request['name']}")
+        files = verify(
+            reading.store.kinds, temporary, f"check media of {request['name']}", request.get("video_library", "auto")
+        )
         keep = {split: reading.with_good_media(rows, split, files) for split, rows in read.items()}
         _write_lists(temporary, reading.bad, files, files_read(request["source"], options))
         if not keep["train"].any():

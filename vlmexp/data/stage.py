@@ -32,6 +32,7 @@ def prepared_data(config: Config, run: Run) -> Prepared:
         required_roles(config),
         dataset.on_bad_sample,
         dataset.max_bad_share,
+        config.collator.video_processing.frame_extraction.library,
     )
     manifest = prepared.manifest
     before = run.record.get("data", {}).get("fingerprint", prepared.fingerprint)

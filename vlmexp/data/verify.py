@@ -11,7 +11,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vlmexp.data.images import MediaError, load_image
-from vlmexp.data.video_readers import resolve_library
 from vlmexp.data.videos import check_video
 from vlmexp.files import file_digest
 
@@ -27,20 +26,18 @@ class Verified:
     error: MediaError | None
 
 
-def verify(media: Mapping[Path, str], root: Path, description: str) -> dict[Path, Verified]:
+def verify(media: Mapping[Path, str], root: Path, description: str, video_library: str) -> dict[Path, Verified]:
     """Decode all pixels of every image, and the first, a middle and the last frame of every video.
 
     Args:
         media: file, relative to `root` or absolute -> image or video.
     """
-    if "video" in media.values():
-        resolve_library("auto")  # that none is installed is no fault of the files
 
     def verified(path: Path, kind: str) -> Verified:
         file, error = root / path, None
         try:
             if kind == "video":
-                check_video(file, "auto")
+                check_video(file, video_library)
             else:
                 load_image(file)
         except MediaError as raised:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vlmexp.errors import UserError, unknown
 
 Pixels = NDArray[np.uint8]
+_SLACK = 0.25  # seconds by which a whole file may end before what its header says
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,35 @@ class PyavReader:
         self._stream = self._container.streams.video[0]
         stamps: list[tuple[int, int]] = []  # (time of showing, time of decoding) of every frame
         keys: list[tuple[int, int]] = []  # the same of every key frame
-        packets = 0
-        for packet in self._container.demux(self._stream):
+        durations: dict[int, int] = {}  # of the frame that is shown at a time
+        packets, end = 0, 0.0
+        for packet in self._container.demux():
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * (packet.time_base or 0)))
+            if packet.stream is not self._stream:
+                continue
             packets += packet.size > 0
             if packet.pts is not None and not packet.is_discard:
                 times = (packet.pts, packet.pts if packet.dts is None else packet.dts)
                 stamps.append(times)
+                durations[packet.pts] = packet.duration or 0
                 if packet.is_keyframe:
                     keys.append(times)
         if packets < self._stream.frames:
             raise Unreadable(f"it is cut off, with {packets} of its {self._stream.frames} frames")
+        whole = (self._container.duration or 0) / 1_000_000  # seconds, of the longest stream
+        if whole - end > max(_SLACK, whole / 10):
+            raise Unreadable(f"it is cut off, with {end:.2f} of its {whole:.2f} seconds")
         delays = {shown - decoded for shown, decoded in stamps}
         self._in_order = not (self._stream.codec_context.has_b_frames and len(delays) == 1)
         self._stamps, self._keys = sorted(shown for shown, _ in stamps), sorted(keys)
         self._decoded: Iterator[Any] = iter(())
         self._position: int | None = None  # time stamp of the frame that was decoded last
         height, width = self._first(1)[0].shape[:2] if stamps else (0, 0)
-        self.header = VideoHeader(len(stamps), width, height, float(self._stream.average_rate or 0))
+        first, last = (self._stamps[0], self._stamps[-1]) if stamps else (0, 0)
+        seconds = float((last + durations.get(last, 0) - first) * (self._stream.time_base or 0))
+        rate = _average_rate(float(self._stream.average_rate or 0), len(stamps), seconds)
+        self.header = VideoHeader(len(stamps), width, height, rate)
 
     def frames(self, numbers: Sequence[int]) -> list[Pixels]:
         if self._in_order:
@@ -106,6 +119,14 @@ class PyavReader:
         return found
 
 
+def _average_rate(stated: float, frames: int, seconds: float) -> float:
+    """Frames a second: what the header says, unless that is off by more than a frame.
+
+    Where frames follow each other at different times, some files state the rate of the closest two.
+    """
+    return frames / seconds if seconds > 0 and abs(stated * seconds - frames) > 1.5 else stated
+
+
 def _upright(frame: Any) -> Pixels:
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
 
@@ -119,7 +140,9 @@ class DecordReader:
         decord.logging.set_level(decord.logging.QUIET)
         self._reader = decord.VideoReader(str(path), num_threads=1)
         height, width = self._reader[0].shape[:2] if len(self._reader) else (0, 0)
-        self.header = VideoHeader(len(self._reader), width, height, float(self._reader.get_avg_fps()))
+        count, stated = len(self._reader), float(self._reader.get_avg_fps())
+        begin, end = (self._reader.get_frame_timestamp(n)[k] for n, k in ((0, 0), (-1, 1))) if count else (0.0, 0.0)
+        self.header = VideoHeader(count, width, height, _average_rate(stated, count, float(end - begin)))
 
     def frames(self, numbers: Sequence[int]) -> list[Pixels]:
         return list(self._reader.get_batch(list(numbers)).asnumpy())
@@ -169,7 +192,10 @@ class OpencvReader:
         while self._capture.grab():
             counted += 1
         if counted < stated - 1:  # where the header has only the duration, it may be one too many
-            raise Unreadable(f"it is cut off, with {counted} of its {stated} frames")
+            raise Unreadable(
+                f"it has {counted} of the {stated} frames that its duration makes, so it is cut off, or its frames are "
+                "at uneven times, which cv2 cannot read"
+            )
         return counted
 
 
