@@ -6,6 +6,9 @@ import base64
 import io
 import json
 import os
+import re
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -257,6 +260,70 @@ def test_csv_values_stay_what_they_are(tmp_path):
     assert [example.fields["question"] for example in kept] == ['is it "NA", or not?', "two\nlines?", "what?"]
 
 
+def test_values_that_json_lacks_are_stored_as_text_and_numbers(tmp_path):
+    values = {
+        "when": datetime(2026, 1, 2, 3, 4, 5), "day": date(2026, 1, 2), "hour": time(3, 4),
+        "took": timedelta(minutes=2), "price": Decimal("3.50"),
+        "nested": {"code": b"x\xff", "days": [date(2026, 1, 2)]},
+    }  # fmt: skip
+    table = pa.Table.from_pylist([{"question": "q", "answer": "a", **values}])
+    pq.write_table(table, tmp_path / "train.parquet")
+    columns = {"question": "question", "answer": "answer"}
+    prepared = prepare_rows(tmp_path, options={"train": str(tmp_path / "train.parquet")}, columns=columns)
+    assert Examples(prepared, "train", columns, list(values))[0].metadata == {
+        "when": "2026-01-02T03:04:05", "day": "2026-01-02", "hour": "03:04:00", "took": 120.0,
+        "price": "3.50", "nested": {"code": "x\ufffd", "days": ["2026-01-02"]},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["", ",,"])
+def test_a_table_that_pandas_wrote_with_its_index(end, tmp_path):
+    good(tmp_path)
+    (tmp_path / "train.csv").write_text(f",image,question,answer{end}\n7,good.png,what?,red{end}\n")
+    (example,) = Examples(prepare_rows(tmp_path, options={"train": str(tmp_path / "train.csv")}), "train", COLUMNS)
+    assert (example.fields, example.answers) == ({"question": "what?"}, ("red",))
+    assert (example.images, example.videos) == ((tmp_path / "good.png",), ())
+
+
+def test_a_column_may_begin_late(tmp_path):
+    rows = [{"question": "q", "answer": "a"}] * 1_000 + good(tmp_path)
+    prepared = prepare_rows(tmp_path, rows)
+    assert prepared.manifest["without_media"]["train"] == 1_000
+    assert Examples(prepared, "train", COLUMNS)[1_000].images == (tmp_path / "good.png",)
+    with pytest.raises(UserError, match=r"columns.image=picture: the train split has no column 'picture'"):
+        prepare_rows(tmp_path, rows, columns={**COLUMNS, "image": "picture"})
+
+
+def test_a_required_column_that_is_missing_is_missed_before_all_is_read(tmp_path):
+    good(tmp_path)
+    rows = "".join(json.dumps({"image": "good.png", "query": "q", "answer": "a"}) + "\n" for _ in range(1_001))
+    (tmp_path / "train.jsonl").write_text(rows + "no JSON\n")
+    with pytest.raises(UserError, match=r"columns.question=question: the train split has no column 'question'"):
+        prepare_rows(tmp_path)
+
+
+def test_an_image_as_a_data_address(tmp_path):
+    content = encoded("PNG")
+    address = "data:image/png;base64," + base64.b64encode(content).decode()
+    rows = [{"image": image, "question": "q", "answer": "a"} for image in (address, [address])]
+    rows += [{"image": bad, "question": "q", "answer": "a"} for bad in ("data:image/svg,<svg/>", address[:-1])]
+    prepared = prepare_rows(tmp_path, rows, on_bad_sample="skip", max_bad_share=0.5)
+    first, second = Examples(prepared, "train", COLUMNS)
+    assert first.images == second.images
+    assert first.images[0].read_bytes() == content
+    listed = read_jsonl(prepared.folder / "bad.jsonl")
+    assert [row["reason"] for row in listed] == ["no image", "no image"]
+    assert "'data:image/svg,<svg/>' is a data: address that is not in base64" in listed[0]["error"]
+    assert len(listed[1]["error"]) < 300
+
+
+def test_an_image_in_base64_does_not_fill_the_message(tmp_path):
+    row = {"image": base64.b64encode(encoded("PNG")).decode(), "question": "q", "answer": "a"}
+    with pytest.raises(UserError, match=r"\.\.\. \([\d,]+ characters\) ") as caught:
+        prepare_rows(tmp_path, [*good(tmp_path), row])
+    assert len(str(caught.value)) < 1_000
+
+
 def test_parquet_with_embedded_images(tmp_path):
     content = encoded("PNG")
     rows = [
@@ -310,6 +377,7 @@ def test_a_data_set_of_the_hub_with_lists_of_images(tmp_path):
         ("a.csv", "image,question,answer\na.png,q\n", "line 2 has not as many values"),
         ("a.csv", 'image,question,answer\na.png,"q,a\n', "line 1: unexpected end"),
         ("a.csv", "image,question,answer\n", "it has no rows"),
+        ("a.csv", "image,answer,question,answer\na.png,x,q,y\n", "it has several columns with the name 'answer'"),
         ("a.jsonl", b"\xff\xfe{\x00", "it is not in UTF-8"),
         ("a.parquet", b"PAR1 but not really PAR1", "cannot be read"),
         ("a.jsonl", "[" * 100_000, "nested too deeply"),
@@ -384,6 +452,9 @@ def test_paths_can_be_made_of_other_columns(tmp_path):
     assert example.images == (tmp_path / "picture-7.png",)
     with pytest.raises(UserError, match=r"dataset.options.paths: a row of .* has no column 'numbr'"):
         prepare_rows(tmp_path, rows, options={**options, "paths": {"image": "picture-{numbr}.png"}})
+    for text in ("{number.x}", "{number[0]}", "{}", "{number"):
+        with pytest.raises(UserError, match=rf"dataset.options.paths.image={re.escape(text)}: .*names of columns in"):
+            prepare_rows(tmp_path, rows, options={**options, "paths": {"image": text}})
 
 
 def test_choices_become_letters(tmp_path):

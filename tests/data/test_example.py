@@ -2,9 +2,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vlmexp.data.example import Example, answer_texts, plain_text, to_example
+
+
+def test_a_column_without_a_name_has_no_role():
+    """As in a table that pandas wrote with its index."""
+    row = {"id": "0", "": "7", "picture": ["a.png"], "query": "what?", "reply": ["red"]}
+    found = to_example(row, {"image": "picture", "question": "query", "answer": "reply", "choices": None}, [], Path())
+    assert (found.images, found.videos, found.answers, found.choices) == ((Path("a.png"),), (), ("red",), ())
 
 
 def test_the_most_common_answer_is_trained_on():
@@ -38,13 +46,14 @@ def test_an_answer_can_be_drawn_by_seed_and_row():
         ([{"answer": "yes", "answer_id": 1, "answer_confidence": "maybe"}, {"answer": "no"}], ["yes", "no"]),
         ({"answer": "yes"}, ["yes"]),
         ([], []),
+        (np.array(["yes", "no"]), ["yes", "no"]),
     ],
 )
 def test_answers_come_in_many_forms(value, texts):
     assert answer_texts(value) == texts
 
 
-@pytest.mark.parametrize("value", [["red"], {"text": "red"}, b"red", "\ud800"])
+@pytest.mark.parametrize("value", [["red"], {"red"}, np.array(["red"]), {"text": "red"}, b"red", "\ud800"])
 def test_what_is_no_text(value):
     with pytest.raises(ValueError, match=r"no text|half of a character"):
         plain_text(value)

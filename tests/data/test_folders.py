@@ -63,6 +63,28 @@ def test_saved_splits_are_kept(tmp_path, draw):
     assert asked(data, "test") == {"green?": (0, 128, 0)}
 
 
+def test_a_saved_split_without_rows_is_taken_out_of_train(tmp_path, draw):
+    rows = table(draw)
+    datasets.DatasetDict({"train": rows, "test": rows.select([])}).save_to_disk(tmp_path / "saved")
+    data = prepared(tmp_path, tmp_path / "saved", ("train", "test"))
+    assert data.manifest["counts"] == {"train": 2, "validation": 1, "test": 1}
+    assert data.manifest["split_rule"]["test"].startswith("0.25 of the images of 'train'")
+
+
+def test_classes_are_trained_on_by_name(tmp_path):
+    names = datasets.ClassLabel(names=["no", "yes"])
+    features = {"question": datasets.Value("string"), "answer": names, "answers": datasets.List(names)}
+    rows = {"question": ["one?", "two?", "none?"], "answer": [1, 0, -1], "answers": [[1, 1], [0], [1, 0]]}
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).save_to_disk(tmp_path / "saved")
+    columns = {"question": "question", "answer": "answers"}
+    data = prepare(
+        tmp_path / "data", "folder", "1", "hub", {"path": str(tmp_path / "saved")}, {"train": "train"}, 0, 0, 0, columns
+    )
+    found = Examples(data, "train", columns, ["answer"])
+    assert [example.answers for example in found] == [("yes", "yes"), ("no",), ("yes", "no")]
+    assert [example.metadata["answer"] for example in found] == ["yes", "no", None]
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
 def test_a_folder_of_images_with_metadata(tmp_path, draw, ending):
     for split, colors in (("train", COLORS), ("test", COLORS[1:2])):

@@ -111,6 +111,27 @@ def test_damaged_data_are_prepared_again(vqa_files, tmp_path, caplog):
     assert again.arrow("train").read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "manifest.json").write_text(""),
+        lambda folder: (folder / "manifest.json").write_text("{}"),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").write_bytes((folder / "manifest.json").read_bytes()[:100]),
+        lambda folder: (folder / "referenced.jsonl").unlink(),
+        lambda folder: (folder / "bad.jsonl").unlink(),
+        lambda folder: (folder / "media").rmdir(),
+    ],
+)
+def test_data_of_which_a_file_is_damaged_or_gone_are_prepared_again(damage, vqa_files, tmp_path, caplog):
+    first = prepare_files(vqa_files, tmp_path)
+    damage(first.folder)
+    with caplog.at_level(logging.WARNING):
+        assert prepare_files(vqa_files, tmp_path) == first
+    assert "are damaged: preparing them again" in caplog.text
+    assert prepare_files(vqa_files, tmp_path) == first
+
+
 def test_another_input_file_is_another_data_set(vqa_files, tmp_path):
     first = prepare_files(vqa_files, tmp_path)
     with (vqa_files / "train.jsonl").open("a") as file:
@@ -133,6 +154,12 @@ def test_every_named_column_must_exist(vqa_files, tmp_path):
         Examples(prepared, "train", {**COLUMNS, "context": "contxt"})
     with pytest.raises(UserError, match=r"dataset.metadata=respons: .*did you mean 'response'"):
         Examples(prepared, "train", COLUMNS, ["respons"])
+
+
+def test_the_id_can_be_kept_beside_predictions(vqa_files, tmp_path):
+    prepared = prepare_files(vqa_files, tmp_path)
+    first = Examples(prepared, "test", COLUMNS, ["id"])[0]
+    assert (first.id, first.metadata) == ("test-0", {"id": "test-0"})
 
 
 def test_images_of_easyvqa_are_stored_once(data_dir, compose):
@@ -175,6 +202,8 @@ def test_a_sample_is_fixed_by_its_seed(vqa_files, tmp_path):
         ({"splits": {"train": "training"}}, "no such split; it has train, test"),
         ({"splits": {"train": "train", "validation": "dev"}}, "splits.validation=dev: the source has no such split"),
         ({"splits": {"test": "test"}}, "splits.train is not set"),
+        ({"splits": {"train": "train", "validation": "test", "test": "test"}}, "are both 'test'.*validation=null"),
+        ({"splits": {"train": "train", "test": "train"}}, "are both 'train'.*dataset.splits.test=null"),
     ],
 )
 def test_what_cannot_be_prepared(vqa_files, tmp_path, changes, message, monkeypatch):
@@ -197,5 +226,5 @@ def test_only_examples_with_the_same_media_have_the_same_key(vqa_files, tmp_path
 
 def test_a_missing_column_names_those_there_are(vqa_files, tmp_path):
     prepared = prepare_files(vqa_files, tmp_path)
-    with pytest.raises(UserError, match=r"question=question: .* Its columns are: picture, query, response"):
+    with pytest.raises(UserError, match=r"question=question: .* Its columns are: id, picture, query, response"):
         Examples(prepared, "train", {**COLUMNS, "question": "question"})

@@ -46,6 +46,25 @@ def test_what_is_left_out_is_recorded(mixed, tmp_path):
     assert sorted(row["reason"] for row in listed) == ["damaged", "empty question"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dataset.columns.question=answer"], "columns.question and dataset.columns.answer are both 'answer'"),
+        (["dataset.columns.image=question"], "columns.image and dataset.columns.question are both 'question'"),
+        (["dataset.columns={video: image}", "collator=video"], "columns.image and dataset.columns.video are both"),
+        (["dataset.columns.context=id"], r"columns.context=id: .*paths=\{context: \"\{id\}\"\}"),
+        *(([f"dataset.name={name}"], rf"dataset.name='{name}' must be") for name in ("../esc", "a/b", "..", ".", "")),
+    ],
+)
+def test_columns_and_names_that_cannot_be(mixed, overrides, message):
+    with pytest.raises(UserError, match=message):
+        mixed(*overrides)
+
+
+def test_roles_of_one_kind_may_share_a_column(mixed):
+    mixed("dataset.columns={context: question, choices: answer}")
+
+
 def test_an_error_is_the_default(mixed, tmp_path):
     config = mixed()
     with (

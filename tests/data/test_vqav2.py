@@ -205,6 +205,55 @@ def test_a_question_without_annotation_is_a_bad_row(tmp_path):
         prepare_vqav2(tmp_path, root=str(root))
 
 
+def changed(path: Path, name: str, entries: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: entries}))
+
+
+def test_malformed_entries_are_bad_rows(tmp_path):
+    root = replica(tmp_path / "vqa")
+    path = root / "v2_OpenEnded_mscoco_val2014_questions.json"
+    first, second, third, fourth, *_ = json.loads(path.read_text())["questions"]
+    del first["image_id"], second["question"], third["question_id"]
+    changed(path, "questions", [first, second, third, fourth | {"image_id": "43"}, "oops"])
+    path = root / "v2_mscoco_train2014_annotations.json"
+    annotations = json.loads(path.read_text())["annotations"]
+    del annotations[0]["question_id"], annotations[1]["answers"]
+    annotations[2]["answers"], annotations[3]["answers"] = [{"confidence": "yes"}], ["red", "blue"]
+    changed(path, "annotations", [None, *annotations])
+    options = {"root": str(root), "download": False}
+    prepared = prepare(
+        tmp_path / "data", "vqav2", "1", "vqav2", options, {"train": "train", "test": "validation"}, 0, 0, 0, COLUMNS,
+        on_bad_sample="skip", max_bad_share=1,
+    )  # fmt: skip
+    assert [(row["id"], row["reason"]) for row in read_jsonl(prepared.folder / "bad.jsonl")] == [
+        ("9000", "empty answer"), ("9001", "empty answer"), ("9002", "answer is no text"),
+        ("42001", "empty question"), ("test-2", "empty answer"), ("test-4", "empty question"),
+        ("42000", "missing"), ("43000", "missing"),
+    ]  # fmt: skip
+    assert Examples(prepared, "train", COLUMNS)[0].answers == ("red", "blue")
+
+
+@pytest.mark.parametrize("entries", [{"a": 1}, "none", None])
+def test_entries_that_are_no_list(entries, tmp_path):
+    root = replica(tmp_path / "vqa")
+    changed(root / "v2_OpenEnded_mscoco_train2014_questions.json", "questions", entries)
+    with pytest.raises(
+        UserError, match=r"train2014_questions.json cannot be read .* its questions are a \w+ and no list"
+    ):
+        prepare_vqav2(tmp_path, root=str(root))
+
+
+def test_ids_may_be_texts_in_one_file_and_must_be_of_one_release(tmp_path):
+    root = replica(tmp_path / "vqa")
+    path = root / "v2_mscoco_train2014_annotations.json"
+    annotations = json.loads(path.read_text())["annotations"]
+    changed(path, "annotations", [row | {"question_id": str(row["question_id"])} for row in annotations])
+    assert prepare_vqav2(tmp_path, root=str(root)).manifest["counts"]["train"] == 9
+    changed(path, "annotations", [row | {"question_id": row["question_id"] + 10**6} for row in annotations])
+    with pytest.raises(UserError, match=r"train2014_annotations.json has no answer to any question of v2_OpenEnded"):
+        prepare_vqav2(tmp_path, root=str(root))
+
+
 @pytest.fixture
 def file(tmp_path) -> Path:
     (tmp_path / "web").mkdir()

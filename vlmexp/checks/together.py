@@ -9,11 +9,12 @@ import re
 from pathlib import Path
 
 from vlmexp.checks.values import check_choice
-from vlmexp.config import MEDIA, Compare, Config, Evaluation, Tracking, required_roles
+from vlmexp.config import MEDIA, Compare, Config, Evaluation, Tracking, required_roles, used_columns
 from vlmexp.errors import UserError
 
 EVALUATIONS = ("finetuned", "base")
 FORMATS = ("table", "md", "csv", "json")
+_KINDS = {"image": "image", "video": "video", "answer": "answers", "choices": "answers", "messages": "turns"}
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)
 
@@ -30,6 +31,11 @@ def check_together(config: Config) -> None:
             f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "
             "only label that the loss of transformers' models leaves out."
         )
+    if Path(config.dataset.name).name != config.dataset.name or config.dataset.name in ("", ".."):
+        raise UserError(
+            f"dataset.name={config.dataset.name!r} must be the name of a folder, without '/': the prepared data go "
+            "there, below paths.data."
+        )
     if config.dataset.options.get("streaming"):
         raise UserError(
             f"dataset.options.streaming={config.dataset.options['streaming']}: data sets are not streamed. They are "
@@ -40,12 +46,31 @@ def check_together(config: Config) -> None:
     for role in dict.fromkeys([*([] if has_conversations else ["answer"]), *required_roles(config)]):
         if not config.dataset.columns.get(role):
             raise UserError(f"dataset.columns.{role} is not set: name the column that holds each example's {role}.")
+    _check_columns(config)
     _check_messages(config, has_conversations)
     if config.collator.share_images == "always" and not config.collator.label_masking.mask_input_tokens:
         raise UserError(
             "collator.share_images=always needs collator.label_masking.mask_input_tokens=true: "
             "a prompt that several questions share cannot carry a loss for each of them."
         )
+
+
+def _check_columns(config: Config) -> None:
+    """A column is stored in one form, so its roles must be of one kind, and `id` names the rows."""
+    first: dict[str, str] = {}
+    for role, column in used_columns(config).items():
+        if column == "id":
+            raise UserError(
+                f"dataset.columns.{role}=id: the column 'id' names the rows and can have no other role. Give the "
+                "values a column of their own; with dataset=files, "
+                f'dataset.options.paths={{{role}: "{{id}}"}} adds one.'
+            )
+        other = first.setdefault(column, role)
+        if _KINDS.get(role, "text") != _KINDS.get(other, "text"):
+            raise UserError(
+                f"dataset.columns.{other} and dataset.columns.{role} are both {column!r}, and one column cannot hold "
+                f"both: name another for {role}, or set dataset.columns.{role}=null."
+            )
 
 
 def _check_messages(config: Config, has_conversations: bool) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlmexp.data.turns import Turn, loaded_turns
 from vlmexp.errors import UserError, closest
 
@@ -82,7 +84,7 @@ def check_columns(
     columns: Mapping[str, str | None], metadata: Iterable[str], present: Iterable[str], split: str
 ) -> None:
     """Raise a UserError if a role or the metadata name a column that the split does not have."""
-    present = sorted(set(present) - {"id"})
+    present = sorted(present)
     options = [(f"dataset.columns.{role}", column) for role, column in columns.items()]
     for option, column in [*options, *(("dataset.metadata", column) for column in metadata)]:
         if column is not None and column not in present:
@@ -105,16 +107,13 @@ def to_example(
     Args:
         answer_seed: train on an answer drawn by this seed and the row's id; None: on the most common one.
     """
-    fields = {
-        role: plain_text(row.get(column))
-        for role, column in columns.items()
-        if column is not None and role in text_roles(columns)
-    }
-    images, videos = (tuple(root / path for path in row.get(columns.get(role) or "") or ()) for role in MEDIA_ROLES)
-    answers, choices = (tuple(answer_texts(row.get(columns.get(role) or ""))) for role in ANSWER_ROLES)
+    value: dict[str, Any] = {role: row.get(column) for role, column in columns.items() if column is not None}
+    images, videos = (tuple(root / path for path in value.get(role) or ()) for role in MEDIA_ROLES)
+    answers, choices = (tuple(answer_texts(value.get(role))) for role in ANSWER_ROLES)
+    fields = {role: plain_text(value[role]) for role in text_roles(value)}
     turns: list[Turn] = []
-    if column := columns.get(CONVERSATION):
-        *turns, last = loaded_turns(row[column])
+    if CONVERSATION in value:
+        *turns, last = loaded_turns(value[CONVERSATION])
         fields["question"], answers = turns[-1].text, (last.text,)
     drawn = random.Random(f"{answer_seed}:{row['id']}").choice(answers) if answers and answer_seed is not None else None
     return Example(
@@ -143,6 +142,7 @@ def answer_texts(value: Any) -> list[str]:
     >>> answer_texts([{"answer": "yes", "answer_id": 1}, 3, ""])
     ['yes', '3']
     """
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     items = value if isinstance(value, list | tuple) else [value]
     texts = [plain_text(item["answer"] if isinstance(item, dict) and "answer" in item else item) for item in items]
     return [text for text in texts if text.strip()]
@@ -156,7 +156,7 @@ def plain_text(value: Any) -> str:
     """
     if is_missing(value):
         return ""
-    if isinstance(value, list | tuple | dict | bytes):
+    if isinstance(value, list | tuple | set | frozenset | dict | bytes | np.ndarray):
         raise ValueError(f"{str(value)[:60]} is a {type(value).__name__} and no text")
     text = str(value)
     if not text.isascii() and text != text.encode(errors="replace").decode():

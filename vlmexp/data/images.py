@@ -168,12 +168,19 @@ def require_file(kind: str, path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise MediaError("missing", f"The {kind} {path} does not exist.") from None
+        raise MediaError("missing", f"The {kind} {_shown(path)} does not exist.") from None
     except (OSError, ValueError) as error:  # a loop of links, a name too long or with a null character
-        raise MediaError("missing", f"The {kind} {path} cannot be looked at: {_first_line(error)}.") from None
+        reason = error.strerror if isinstance(error, OSError) else _first_line(error)
+        raise MediaError("missing", f"The {kind} {_shown(path)} cannot be looked at: {reason}.") from None
     if not stat.S_ISREG(mode):
         what = "folder" if stat.S_ISDIR(mode) else "device or pipe"
         raise MediaError("not a file", f"The {kind} {path} is a {what} and not a file.")
+
+
+def _shown(path: Path) -> str:
+    """The path, or the beginning of one that is too long to read: it may be an image in base64."""
+    text = str(path)
+    return text if len(text) <= 400 else f"{text[:200]}... ({len(text):,} characters)"
 
 
 def _first_line(error: BaseException) -> str:

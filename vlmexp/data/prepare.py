@@ -36,7 +36,7 @@ from vlmexp.errors import UserError
 from vlmexp.files import digest, file_digest, new_folder, read_json, read_jsonl, write_json, write_jsonl
 from vlmexp.storage import writing
 
-_FORMAT = 3  # raise it when the same request would be prepared in another way
+_FORMAT = 4  # raise it when the same request would be prepared in another way
 log = logging.getLogger(__name__)
 
 
@@ -49,11 +49,15 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any byte of the splits and of any image or video."""
+        """Changes with any byte of the splits, and with any image or video as it was when the data were prepared."""
         return str(self.manifest["fingerprint"])
 
     def arrow(self, split: str) -> Path:
         return self.folder / f"{split}.arrow"
+
+    def name_of(self, media: Path) -> str:
+        """How the rows name a file: relative to the folder where it lies there."""
+        return str(media.relative_to(self.folder) if media.is_relative_to(self.folder) else media)
 
 
 def prepare(
@@ -111,12 +115,19 @@ def prepare(
             if prepared is None:
                 if (folder / "manifest.json").exists():
                     log.warning(
-                        "The prepared data in %s, or files they refer to, have changed: preparing them again.",
+                        "The prepared data in %s, or files they refer to, have changed or are damaged: preparing them "
+                        "again.",
                         folder,
                     )
                 prepared = _make(folder, rows_of, options, request)
     _refuse_bad(prepared, on_bad_sample, max_bad_share)
     return prepared
+
+
+def still_prepared(folder: Path, fingerprint: str) -> Prepared | None:
+    """The data that were prepared in a folder, if they are those with this fingerprint and unchanged."""
+    prepared = _usable(folder)
+    return prepared if prepared is not None and prepared.fingerprint == fingerprint else None
 
 
 @contextlib.contextmanager
@@ -239,10 +250,13 @@ def _write_lists(
 
 def _usable(folder: Path) -> Prepared | None:
     """The prepared data if they are there and, with every file that they refer to, what they were when written."""
-    if not (folder / "manifest.json").exists():
+    if not ((folder / "manifest.json").exists() and (folder / "bad.jsonl").exists()):
         return None
-    manifest = read_json(folder / "manifest.json")
-    if _fingerprint(folder) != manifest["fingerprint"]:
+    try:
+        manifest = read_json(folder / "manifest.json")
+        if _fingerprint(folder) != manifest["fingerprint"]:
+            return None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # one of the files is gone, or no longer what it was
         return None
     for file in read_jsonl(folder / "referenced.jsonl"):
         path = Path(file["path"])

@@ -17,7 +17,7 @@ from vlmexp.data.sources import Rows
 from vlmexp.data.splits import media_groups
 from vlmexp.data.verify import Verified
 
-_ROWS_FOR_COLUMNS = 1000  # a column that none of so many rows has does not exist
+_ROWS_FOR_COLUMNS = 1000  # a required column that none of so many rows has does not exist
 
 
 class Reading:
@@ -38,15 +38,14 @@ class Reading:
         """The rows of a split that can be used, as far as their text tells, in files in `folder`.
 
         Raises:
-            UserError: a role's column is in none of the first rows.
+            UserError: a role's column is in no row, or that of a required role in none of the first.
         """
         chunks, seen, count = RowChunks(folder / split), set[str](), 0
         times = Counter[str]()  # how often an id was given so far
         for original in tqdm(rows, f"prepare {self._name} {split}", unit=" rows", leave=False):
-            if count < _ROWS_FOR_COLUMNS:
-                seen |= original.keys()
-            elif count == _ROWS_FOR_COLUMNS:
-                check_columns(self._columns, [], seen, split)
+            if count == _ROWS_FOR_COLUMNS:
+                check_columns({role: self._columns.get(role) for role in self._required}, [], seen, split)
+            seen |= original.keys()
             given = (original[name] for name in ("id", "question_id") if original.get(name) is not None)
             row = _unused(str(next(given, f"{split}-{count}")), times)
             count += 1
@@ -54,7 +53,7 @@ class Reading:
                 chunks.add(stored_row(original, self._columns, self._required, self.store) | {"id": row})
             except BadSample as error:
                 self._add(split, row, error.column, None, error.reason, str(error))
-        if 0 < count <= _ROWS_FOR_COLUMNS:
+        if count:
             check_columns(self._columns, [], seen, split)
         return chunks
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vlmexp.data.conversation import BadConversation, read_conversation
 from vlmexp.data.example import ANSWER_ROLES, CONVERSATION, MEDIA_ROLES, answer_texts, is_missing, plain_text
@@ -37,7 +42,7 @@ class MediaStore:
         (root / "media").mkdir()
 
     def paths(self, value: Any, kind: str) -> list[str]:
-        """The paths to keep in a row: relative to the root for bytes, which are stored, absolute for files.
+        """The paths to keep in a row: relative to the root for bytes and base64, which are stored, absolute for files.
 
         Raises:
             ValueError: the value, or one in the list, is neither a path nor encoded bytes.
@@ -49,6 +54,8 @@ class MediaStore:
     def _path(self, value: Any, kind: str) -> str:
         if isinstance(value, dict):  # how the datasets library and parquet files hold an encoded file
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        if isinstance(value, str) and value.startswith("data:"):
+            value = _decoded(value)
         if is_missing(value) or value == "":
             raise ValueError(f"there is nothing where the path of the {kind} should be")
         if isinstance(value, str) and "://" in value:
@@ -63,7 +70,7 @@ class MediaStore:
                 raise ValueError(f"{str(value)!a} is not in UTF-8: rename the file")
             path = Path(os.path.expanduser(value)).absolute()  # Path's own raises for a ~ of somebody unknown
         else:
-            raise ValueError(f"{value!r} is a {type(value).__name__} and no path")
+            raise ValueError(f"{repr(value)[:60]} is a {type(value).__name__} and no path")
         self.kinds[path] = kind
         return str(path)
 
@@ -82,7 +89,8 @@ def stored_row(
             is none to learn from.
     """
     # Encoded files in a column without a role have no use.
-    stored = {column: value for column, value in row.items() if not _is_file(value)}
+    roles = columns.values()
+    stored = {name: value if name in roles else _plain(value) for name, value in row.items() if not _is_file(value)}
     for role, column in columns.items():
         if column is None or role == CONVERSATION:
             continue
@@ -109,6 +117,34 @@ def stored_row(
         except BadConversation as error:
             raise BadSample(error.reason, column, f"{error}.") from None
     return stored
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold: times as ISO text, durations in seconds, decimals as text, arrays as lists."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return _plain(value.tolist()) if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _decoded(address: str) -> bytes:
+    """The file in a `data:image/png;base64,...` address."""
+    head, _, content = address.partition(",")
+    if not head.endswith(";base64"):
+        raise ValueError(f"{address[:60]!r} is a data: address that is not in base64")
+    try:
+        return base64.b64decode(content)
+    except ValueError as error:
+        raise ValueError(f"{address[:60]!r} is no base64: {error}") from None
 
 
 def _is_file(value: Any) -> bool:

@@ -1,9 +1,9 @@
 """Sources: functions that give the rows of each split of a data set.
 
 A source takes plain options and returns `{split: rows}`. A row is a dict of column -> value. A media value is a path,
-which is referred to where it lies, encoded bytes, which are stored with the prepared data, or a list of such. A source
-that has a parameter `media_columns` is told which columns hold media. A data set's YAML names its source by its name
-here or by a dotted path.
+which is referred to where it lies, encoded bytes or a `data:` address in base64, which are stored with the prepared
+data, or a list of such. A source that has a parameter `media_columns` is told which columns hold media. A data set's
+YAML names its source by its name here or by a dotted path.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import inspect
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from vlmexp.data.tables import READERS, read_rows
 from vlmexp.data.vqav2 import vqav2, vqav2_files
 from vlmexp.errors import UserError, closest, unknown
+from vlmexp.files import read_json
 
 Rows = Iterable[dict[str, Any]]
 Source = Callable[..., Mapping[str, Rows]]
@@ -85,15 +86,26 @@ def files(
         folder = (Path(root).expanduser() if root else path.parent).resolve()
         try:
             for row in read_rows(path):
-                row |= {column: text.format_map(row) for column, text in (paths or {}).items()}
+                row |= {column: _filled(column, text, row, file) for column, text in (paths or {}).items()}
                 yield row | {column: _placed(row[column], folder) for column in media_columns if column in row}
-        except KeyError as error:
-            raise UserError(f"dataset.options.paths: a row of {file} has no column {error}.") from None
         except ValueError as error:
             raise UserError(f"dataset.options.{option}={file} cannot be read: {error}.") from None
 
     named = {"train": train, "validation": validation, "test": test}
     return {split: rows(split, file) for split, file in named.items() if file is not None}
+
+
+def _filled(column: str, text: str, row: Mapping[str, Any], file: str) -> str:
+    """The text with the row's columns in the place of their names in braces."""
+    try:
+        return text.format_map(row)
+    except KeyError as error:
+        raise UserError(f"dataset.options.paths: a row of {file} has no column {error}.") from None
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"dataset.options.paths.{column}={text}: {error} in a row of {file}. Put names of columns in braces, as in "
+            "videos/{video_id}.mp4."
+        ) from None
 
 
 def _placed(value: Any, folder: Path) -> Any:
@@ -102,7 +114,7 @@ def _placed(value: Any, folder: Path) -> Any:
         return [_placed(item, folder) for item in value]
     if isinstance(value, dict) and value.get("bytes") is None and isinstance(value.get("path"), str):
         return folder / os.path.expanduser(value["path"])
-    is_path = isinstance(value, str) and value and "://" not in value
+    is_path = isinstance(value, str) and value and "://" not in value and not value.startswith("data:")
     return folder / os.path.expanduser(value) if is_path else value
 
 
@@ -129,18 +141,28 @@ def hub(
             f"dataset.options.path={path} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}. "
             "Check the name, the network and, for a gated data set, HF_TOKEN."
         ) from None
-    tables = {split: _without_decoding(table) for split, table in loaded.items()}
-    return tables if choices is None else {split: _lettered(table, **choices) for split, table in tables.items()}
+    tables: dict[str, Rows] = {}
+    for split, table in loaded.items():
+        rows = _without_decoding(table) if choices is None else _lettered(_without_decoding(table), **choices)
+        tables[split] = _with_class_names(rows, table.features)
+    return tables
 
 
 def _saved(folder: Path) -> Mapping[str, Any] | None:
-    """The splits that `save_to_disk` wrote to a folder; None if it did not."""
+    """The splits with rows that `save_to_disk` wrote to a folder; None if it did not."""
     import datasets
 
-    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if (folder / "dataset_dict.json").is_file():
+        folders = {split: folder / split for split in read_json(folder / "dataset_dict.json")["splits"]}
+    elif (folder / "state.json").is_file():
+        folders = {"train": folder}
+    else:
         return None
-    loaded = datasets.load_from_disk(str(folder))
-    return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    # The library writes no file for a split without rows, and then fails to load it.
+    filled = {split: path for split, path in folders.items() if read_json(path / "state.json")["_data_files"]}
+    if not filled:
+        raise ValueError("it has no rows")
+    return {split: datasets.load_from_disk(str(path)) for split, path in filled.items()}
 
 
 def _lettered(rows: Rows, question: str, choices: str, answer: str) -> Iterator[dict[str, Any]]:
@@ -150,6 +172,26 @@ def _lettered(rows: Rows, question: str, choices: str, answer: str) -> Iterator[
         known = isinstance(number, int) and 0 <= number < len(lines)
         letter = ascii_uppercase[number] if known else None
         yield row | {"question_and_choices": "\n".join([row[question], *lines]), "letter": letter}
+
+
+def _with_class_names(rows: Rows, features: Mapping[str, Any]) -> Rows:
+    """The rows with the names of classes, in lists too, in the place of their numbers."""
+    import datasets
+
+    names = {
+        column: label.names
+        for column, feature in features.items()
+        if isinstance(label := getattr(feature, "feature", feature), datasets.ClassLabel)
+    }
+    if not names:
+        return rows
+    return (row | {column: _class_name(row[column], names[column]) for column in names} for row in rows)
+
+
+def _class_name(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_class_name(item, names) for item in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
 
 
 def find_source(name: str, options: Mapping[str, Any]) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from vlmexp.errors import UserError
@@ -13,7 +14,8 @@ SPLITS = ("train", "validation", "test")
 def resolved_splits(available: Iterable[str], splits: Mapping[str, str | None]) -> dict[str, str | None]:
     """Which of the source's splits each of ours is; None: to be taken out of the train split.
 
-    A split that the source lacks under its usual name counts as not given; one asked for by another name is an error.
+    A split that the source lacks under its usual name counts as not given; one asked for by another name is an error,
+    and so is one that is asked for twice.
     """
     available = list(available)
     resolved: dict[str, str | None] = {}
@@ -26,6 +28,13 @@ def resolved_splits(available: Iterable[str], splits: Mapping[str, str | None]) 
         resolved[split] = wanted if wanted in available else None
     if resolved["train"] is None:
         raise UserError(f"dataset.splits.train is not set; the source has {', '.join(available)}.")
+    for split, other in itertools.combinations(SPLITS, 2):
+        if resolved[split] is not None and resolved[split] == resolved[other]:
+            raise UserError(
+                f"dataset.splits.{split} and dataset.splits.{other} are both {resolved[split]!r}, and no example may "
+                f"be in two splits: set dataset.splits.{other if split == 'train' else split}=null to take it out of "
+                "the train split."
+            )
     return resolved
 
 

@@ -54,9 +54,16 @@ def vqav2(
                     f"dataset.options.root={root} has no {holds}, and dataset.options.download is false: "
                     f"it is in {url}."
                 )
-        annotations = {row["question_id"]: row for row in _entries(folder / _annotations(coco), "annotations")}
-        for question in _entries(folder / _questions(coco), "questions"):
-            yield _row(question, annotations.get(question["question_id"], {}), folder / coco, coco)
+        annotations = {_id(entry): entry for entry in _entries(folder / _annotations(coco), "annotations")}
+        annotations[None] = {}
+        questions = _entries(folder / _questions(coco), "questions")
+        if questions and not any(_id(question) in annotations for question in questions):
+            raise UserError(
+                f"{folder / _annotations(coco)} has no answer to any question of {_questions(coco)}: their "
+                "question_ids differ, so they are not of the same release."
+            )
+        for question in questions:
+            yield _row(question, annotations.get(_id(question), {}), folder / coco, coco)
 
     return {split: rows(split) for split in _NAMES}
 
@@ -68,28 +75,37 @@ def vqav2_files(root: str) -> list[Path]:
 
 
 def _row(question: Mapping[str, Any], annotation: Mapping[str, Any], images: Path, coco: str) -> dict[str, Any]:
-    """One question with its annotation; without one there are no answers."""
+    """One question with its annotation; what either lacks is None, or the name of an image that does not exist."""
+    image = question.get("image_id")
+    number = f"{image:012d}" if isinstance(image, int) else image
     return {
-        "id": question["question_id"],
-        "image": images / f"COCO_{coco}_{question['image_id']:012d}.jpg",
-        "question": question["question"],
-        "answers": [answer["answer"] for answer in annotation.get("answers", [])],
+        "id": question.get("question_id"),
+        "image": images / f"COCO_{coco}_{number}.jpg",
+        "question": question.get("question"),
+        "answers": annotation.get("answers"),
         "answer_type": annotation.get("answer_type"),
         "question_type": annotation.get("question_type"),
-        "image_id": question["image_id"],
+        "image_id": image,
     }
 
 
+def _id(entry: Mapping[str, Any]) -> str | None:
+    """What a question and its annotation have in common, whether written as a number or as text."""
+    return None if entry.get("question_id") is None else str(entry["question_id"])
+
+
 def _entries(path: Path, name: str) -> list[dict[str, Any]]:
+    """The questions or annotations of an official file; what is no object among them counts as an empty one."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))[name]
+        if not isinstance(entries, list):
+            raise TypeError(f"its {name} are a {type(entries).__name__} and no list")
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as the official file: {type(error).__name__}: {error}. "
             "Delete it to download it again."
         ) from None
-    assert isinstance(entries, list)
-    return entries
+    return [entry if isinstance(entry, dict) else {} for entry in entries]
 
 
 def _questions(coco: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
@@ -12,12 +11,13 @@ from vlmexp import distributed
 from vlmexp.collator.lengths import KEEPING_ALL, fit
 from vlmexp.config import Config
 from vlmexp.data.example import Example
+from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.evaluation.answers import PREDICTIONS, Asker, Choices, find_choices, identity_of, max_new_tokens
 from vlmexp.evaluation.journal import forget
 from vlmexp.evaluation.probes import ALONE, BLIND, batch_invariance, evaluate_blind
 from vlmexp.evaluation.score import find_metric, summarise
-from vlmexp.evaluation.trained import as_trained, find_training_run, load_finetuned
+from vlmexp.evaluation.trained import as_trained, check_data, find_training_run, load_finetuned
 from vlmexp.files import read_json, write_json, write_jsonl
 from vlmexp.models.checkpoint import fingerprint
 from vlmexp.models.fit import check_forward
@@ -64,6 +64,7 @@ def score_finetuned(config: Config, run: Run) -> None:
             source_run = run.directory if run.stage_result("train") else find_training_run(config)
             result["trained_by"] = str(source_run)
             config = as_trained(config, source_run, run.record["overrides"])
+            check_data(config, run, source_run)
             model, processor = load_finetuned(config, source_run, run)
             source = model_source(config)
             places = [(source.location, source.revision), (str(source_run / "model"), None)] if run.is_main else []
@@ -135,7 +136,7 @@ def evaluate_model(
     if run.is_main:
         path = run.path("evaluation", f"{name}_predictions.jsonl")
         lines = zip(rows, answers, scores, strict=True)
-        write_jsonl(path, (_prediction_line(prepared.folder, *line) for line in lines))
+        write_jsonl(path, (_prediction_line(prepared, *line) for line in lines))
         write_json(run.path("evaluation", f"{name}_evaluation.json"), result)
     made = {"generated": asker.generated, "taken_from_disk": asker.taken_from_disk}
     return {"n": result["n"], "metrics": result["metrics"], "answers": made}
@@ -174,21 +175,16 @@ def report(run: Run, name: str) -> dict[str, Any]:
 
 
 def _prediction_line(
-    folder: Path, example: Example, answer: Mapping[str, Any], scores: Mapping[str, float]
+    prepared: Prepared, example: Example, answer: Mapping[str, Any], scores: Mapping[str, float]
 ) -> dict[str, Any]:
-    videos = [_stored_as(path, folder) for path in example.videos]
+    videos = [prepared.name_of(path) for path in example.videos]
     return {
         "id": example.id,
         **example.fields,
-        "images": [_stored_as(path, folder) for path in example.images],
+        "images": [prepared.name_of(path) for path in example.images],
         **({"videos": videos} if videos else {}),
         "answers": example.answers,
         **answer,
         "scores": scores,
         **(example.metadata or {}),
     }
-
-
-def _stored_as(media: Path, folder: Path) -> str:
-    """How the prepared data name a file: relative to their folder where it lies there."""
-    return str(media.relative_to(folder) if media.is_relative_to(folder) else media)

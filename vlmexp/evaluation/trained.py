@@ -1,4 +1,4 @@
-"""The model of a training run: which run, its options, its weights."""
+"""The model of a training run: which run, its options, its data, its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmexp.checks import checked
 from vlmexp.config import Config
+from vlmexp.data.example import Example
+from vlmexp.data.prepare import Prepared, still_prepared
+from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
+from vlmexp.files import read_json
 from vlmexp.models.adapter import load_adapter
 from vlmexp.models.load import load_model, load_processor
 from vlmexp.parts import model_source
@@ -89,6 +93,49 @@ def _refuse_other_options(config: Config, trained: Config, source_run: Path, giv
     )
     if listing:
         raise UserError(f"run={source_run} is evaluated as it was trained: {listing}. Leave these options out.")
+
+
+def check_data(config: Config, run: Run, source_run: Path) -> None:
+    """Note it if the data to evaluate are not those of the training run, and how many examples it was trained on.
+
+    Raises:
+        UserError: it was trained on some of a split that is taken out of the train split, and is to be new to it.
+    """
+    prepared, trained_on = prepared_data(config, run), read_json(source_run / "run.json")["data"]
+    if prepared.fingerprint == trained_on["fingerprint"]:
+        return
+    split, folder = config.evaluation.split, Path(trained_on["folder"])
+    other = (
+        f"{source_run} was trained on other data (fingerprint {trained_on['fingerprint'][:12]}) than these "
+        f"({prepared.fingerprint[:12]})"
+    )
+    data = still_prepared(folder, trained_on["fingerprint"])
+    if data is None:
+        run.note_fallback(f"{other}. They are no longer in {folder}: it may have been trained on some of these.")
+        return
+    trained = {name for example in load_split(config_of(source_run), data, "train") for name in _shown(example, data)}
+    examples = load_split(config, prepared, split, config.evaluation.max_examples)
+    known = sum(not trained.isdisjoint(_shown(example, prepared)) for example in examples)
+    share = f"{known} of the {len(examples)} {split} examples"
+    if known and split not in prepared.manifest["read"]:
+        had, asked = ({**each.manifest["request"], "inputs": None, "format": None} for each in (data, prepared))
+        listing = [
+            f"{option} is {old!r} there and {new!r} here"
+            for option, (old, new) in differences(had, asked, "dataset").items()
+        ]
+        raise UserError(
+            f"{source_run} was trained on the images, videos or texts of {share}: this split is "
+            f"{prepared.manifest['split_rule'][split]}, and {'; '.join(listing) or 'the source has changed'}. Evaluate "
+            f"the data of that run, or a split of the source's own (dataset.splits.{split}); evaluation.split=train "
+            "evaluates trained examples on purpose."
+        )
+    run.note_fallback(f"{other}: it was trained on the images, videos or texts of {share}.")
+
+
+def _shown(example: Example, prepared: Prepared) -> list[str]:
+    """The names of an example's media; of one without any, its text."""
+    media = [prepared.name_of(path) for path in (*example.images, *example.videos)]
+    return media or [f"{example.question_end}\n{example.answers}"]
 
 
 def load_finetuned(config: Config, source_run: Path, run: Run) -> tuple[PreTrainedModel, ProcessorMixin]:

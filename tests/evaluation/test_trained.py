@@ -1,0 +1,106 @@
+"""Whether what is evaluated is new to the model: a training run is asked for its data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from vlmexp.data.stage import download
+from vlmexp.errors import UserError
+from vlmexp.evaluation.stage import eval_finetuned
+from vlmexp.evaluation.trained import check_data
+from vlmexp.files import read_json
+from vlmexp.runs import Run
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Write a file of numbered rows, each with its own image inside: splits depend on no path then."""
+
+    def row(number: int) -> dict[str, str]:
+        buffer = io.BytesIO()
+        Image.new("RGB", (8 + number, 8)).save(buffer, "BMP")
+        image = "data:image/bmp;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return {"image": image, "question": f"{number}?", "answer": "yes"}
+
+    def write(name: str, numbers: range) -> None:
+        (tmp_path / name).write_text("".join(json.dumps(row(number)) + "\n" for number in numbers))
+
+    return write
+
+
+@pytest.fixture
+def evaluate(compose, rows, tmp_path):
+    """Look at the data of an evaluation of a run that was trained on the first 20 rows; what it notes."""
+    rows("train.jsonl", range(20))
+    data = ["dataset=files", f"dataset.options.train={tmp_path}/train.jsonl", "dataset.test_fraction=0.2"]
+    trained = compose(*data)
+    with Run.open(tmp_path / "trained", trained, []) as run:
+        download(trained, run)
+
+    def check(*overrides: str) -> list[str]:
+        config = compose(*data, *overrides)
+        with Run.open(tmp_path / "evaluated", config, []) as run:
+            check_data(config, run, tmp_path / "trained")
+        return read_json(tmp_path / "evaluated" / "run.json")["fallbacks"]
+
+    return check
+
+
+def test_the_data_of_the_training_are_no_news(evaluate):
+    assert evaluate("evaluation.max_examples=2") == []
+
+
+def test_a_test_split_that_holds_trained_images_is_refused(evaluate):
+    with pytest.raises(
+        UserError,
+        match=r"trained was trained on the images, videos or texts of 4 of the 4 test examples: this split is 0.2 of "
+        r"the images of 'train', chosen by their hash with seed 5, and dataset.split_seed is 0 there and 5 here\.",
+    ):
+        evaluate("dataset.split_seed=5")
+
+
+def test_an_evaluation_is_refused_before_it_loads_a_model(evaluate, compose, tmp_path):
+    (tmp_path / "trained" / "model").mkdir()
+    files = f"dataset.options.train={tmp_path}/train.jsonl"
+    config = compose("dataset=files", files, "dataset.split_seed=5", f"run={tmp_path}/trained")
+    refused = pytest.raises(UserError, match="was trained on the images, videos or texts of 2 of the 2 test examples")
+    with refused, Run.open(tmp_path / "evaluated", config, []) as run:
+        eval_finetuned(config, run)
+
+
+def test_a_source_that_has_changed_is_noticed(evaluate, rows):
+    rows("train.jsonl", range(5, 20))
+    with pytest.raises(UserError, match=r"of 1 of the 3 test examples: .* with seed 0, and the source has changed\."):
+        evaluate()
+
+
+def test_trained_images_can_be_asked_for(evaluate):
+    (note,) = evaluate("dataset.split_seed=5", "evaluation.split=train")
+    assert re.search(r"on the images, videos or texts of 11 of the 15 train examples\.$", note)
+
+
+def test_a_test_split_of_its_own_is_evaluated_with_one_note(evaluate, rows, tmp_path):
+    rows("test.jsonl", range(25, 30))
+    (note,) = evaluate(f"dataset.options.test={tmp_path}/test.jsonl")
+    assert re.search(
+        r"was trained on other data \(fingerprint \w{12}\) than these \(\w{12}\): .* of 0 of the 5 test", note
+    )
+
+
+def test_data_that_are_gone_cannot_be_compared(evaluate, tmp_path):
+    shutil.rmtree(read_json(tmp_path / "trained" / "run.json")["data"]["folder"])
+    (note,) = evaluate("dataset.split_seed=5")
+    assert note.endswith("it may have been trained on some of these.")
+
+
+def test_examples_without_images_are_told_by_their_text(evaluate):
+    """The same rows, without the column of images."""
+    (note,) = evaluate("dataset.columns.image=null", "evaluation.split=train")
+    assert "texts of 0 of the 15 train examples" in note
