@@ -374,7 +374,9 @@ def explain(error: OmegaConfBaseException) -> str:
         return f"{key}: {parent or 'the config'} has no option {name!r}{closest(name, known) or listing}"
     if isinstance(error, MissingMandatoryValue):
         return f"{key} has no default: set it with {key}=VALUE."
-    first_line = str(error.msg if error.msg else error).splitlines()[0]
+    first_line = str(error.msg if error.msg else error).splitlines()[0].rstrip(".")
+    if "is not a ListConfig" in first_line:
+        return f"{key} takes a list: write {key}=[A,B], or {key}=[A] for one value."
     if isinstance(error, OmegaConfValidationError) and key:
         return f"{key}: {first_line}."
     return f"{key}: {first_line}" if key else first_line

@@ -27,7 +27,7 @@ from vlmexp.checks import checked
 from vlmexp.config import Config, schema_node, train_extras
 from vlmexp.data.sources import find_source
 from vlmexp.errors import UserError, unknown
-from vlmexp.evaluation.score import find_metric
+from vlmexp.evaluation.score import metric_names
 from vlmexp.interruption import Preempted, back_to_the_queue
 from vlmexp.runs import Run
 from vlmexp.storage import StorageError, storage_error
@@ -133,8 +133,8 @@ def check(composed: DictConfig) -> Config:
     if config.stage not in STAGES:
         find_stage(config.stage)
     find_source(config.dataset.source, config.dataset.options)
-    for metric in [*config.dataset.metrics, *(config.evaluation.metrics or [])]:
-        find_metric(metric)
+    for metrics in (config.dataset.metrics, config.evaluation.metrics or []):
+        metric_names(metrics)
     if config.stage in ("train", "pipeline"):
         metrics = config.evaluation.metrics or config.dataset.metrics
         given = train_extras(config).eval_generation_examples

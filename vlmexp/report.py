@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 LABELS = {
     "vqa_accuracy": "VQA accuracy",
@@ -22,7 +23,25 @@ LABELS = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
 }
+LOSSES = ("eval_loss", "loss")
+UNBOUNDED = ("cider", *LOSSES)  # never in percent
 BLIND_LABELS = {"shuffle": "other images", "blank": "white images"}
+
+
+def is_share(metric: str | None, values: Iterable[float | None]) -> bool:
+    """Whether a metric is shown in percent: one of ours that is a share, or another with all its values in 0 to 1.
+
+    Args:
+        values: all that are shown together, None where there is none.
+    """
+    if metric in LABELS or metric in UNBOUNDED:
+        return metric not in UNBOUNDED
+    return all(0 <= value <= 1 for value in values if value is not None)
+
+
+def shown_score(value: float | None, share: bool) -> str:
+    """A share in percent, anything else as it is."""
+    return "-" if value is None else f"{100 * value:.2f} %" if share else f"{value:.4g}"
 
 
 def print_paths(paths: Mapping[str, Path]) -> None:
@@ -43,7 +62,7 @@ def print_scores(columns: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """
     names, results = list(columns), list(columns.values())
     blind = results[-1].get("blind")
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     table.add_column("")
     for heading in ["n", *names]:
         table.add_column(heading, justify="right")
@@ -54,28 +73,31 @@ def print_scores(columns: Mapping[str, Mapping[str, Any]], title: str) -> None:
     if blind:
         heading = f"{BLIND_LABELS[blind['images']]} (n={blind['n']:,})"
         table.add_column(heading, justify="right", style="dim")
-    for label, n, values, interval, blind_value in _score_rows(results, blind):
-        cells = [_percent(value) for value in values]
+    for label, n, values, interval, blind_value, share in _score_rows(results, blind):
+        cells = [shown_score(value, share) for value in values]
         if len(values) == 2:
             before, after = values
-            cells.append("-" if before is None or after is None else f"{100 * (after - before):+.2f}")
+            gain = None if before is None or after is None else after - before
+            cells.append("-" if gain is None else f"{100 * gain:+.2f}" if share else f"{gain:+.4g}")
         else:
-            cells.append(" - ".join(f"{100 * end:.2f}" for end in interval))
+            cells.append(" - ".join(f"{100 * end:.2f}" if share else f"{end:.4g}" for end in interval))
         if blind:
-            cells.append(_percent(blind_value))
-        table.add_row(label, f"{n:,}", *cells)
+            cells.append(shown_score(blind_value, share))
+        table.add_row(Text(label), f"{n:,}", *cells)
     Console().print(table)
 
 
 def _score_rows(
     results: list[Mapping[str, Any]], blind: Mapping[str, Any] | None
-) -> Iterator[tuple[str, int, list[float | None], list[float], float | None]]:
-    """(label, n, value in each result, interval in the last one, value with blind images)."""
+) -> Iterator[tuple[str, int, list[float | None], list[float], float | None, bool]]:
+    """(label, n, value in each result, interval in the last one, value with blind images, whether they are shares)."""
     first = results[0]
     for metric in first["metrics"]:
         values = [result["metrics"].get(metric) for result in results]
         interval = results[-1].get("intervals", {}).get(metric, [])
-        yield LABELS.get(metric, metric), first["n"], values, interval, (blind or {}).get("metrics", {}).get(metric)
+        blind_value = (blind or {}).get("metrics", {}).get(metric)
+        share = is_share(metric, [*values, blind_value])
+        yield LABELS.get(metric, metric), first["n"], values, interval, blind_value, share
         if metric != first["main_metric"]:
             continue
         for column, groups in list(first["by"].items())[:1]:
@@ -83,11 +105,7 @@ def _score_rows(
                 found = [result["by"].get(column, {}).get(group, {}) for result in [*results, blind or {"by": {}}]]
                 *values, blind_value = [entry.get("metrics", {}).get(metric) for entry in found]
                 interval = found[-2].get("intervals", {}).get(metric, [])
-                yield f"  {group}", groups[group]["n"], values, interval, blind_value
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
+                yield f"  {group}", groups[group]["n"], values, interval, blind_value, share
 
 
 def _short(path: Path) -> str:

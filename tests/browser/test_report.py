@@ -103,6 +103,16 @@ def test_the_file_is_of_moderate_size(report):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
+def test_long_names_leave_the_curves_their_place(width, opened):
+    page = opened(width)
+    scroll_to(page, "curves")
+    boxes = [page.locator(f"#curves .{name}").first.bounding_box() for name in ("nsewdrag", "legend .bg", "xtitle")]
+    plot, legend, title = boxes
+    assert plot["width"] > 0.6 * width
+    assert legend["x"] > plot["x"] + plot["width"] or legend["y"] >= title["y"] + title["height"]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_the_screen_and_its_scheme(width, scheme, opened):
     page = opened(width, scheme)

@@ -53,8 +53,8 @@ def test_what_cannot_be_compared_is_an_error(tmp_path):
         pair(answered(True), {"x": prediction(0, True)}, "vqa_accuracy")
     with pytest.raises(UserError, match="the same ids but other questions"):
         pair(answered(True), answered(True, answers=["circle"]), "vqa_accuracy")
-    with pytest.raises(UserError, match=r"'bleu' does not exist.*exact_match, vqa_accuracy"):
-        pair(answered(True), answered(True), "bleu")
+    with pytest.raises(UserError, match=r"=cider has no value for single examples\. These have one: exact_match, vqa"):
+        pair(answered(True), answered(True), "cider")
     with pytest.raises(UserError, match="evaluate that run first"):
         read_predictions(tmp_path / "none.jsonl")
     (tmp_path / "odd.jsonl").write_text("[1]\n")
@@ -83,6 +83,11 @@ def test_the_verdict():
     assert verdict(found) == (
         "+100.00 points [+100.00, +100.00]: 10 gained, 0 lost, 0 alike; p = 0.00195, luck alone hardly explains it."
     )
+
+
+def test_the_verdict_of_what_is_no_share():
+    rows = [answered(*[True] * 10, scores={"words": words}) for words in (1.5, 4.0)]
+    assert verdict(pair(*rows, "words")).startswith("+2.50 [+2.50, +2.50]: 10 gained")
 
 
 def test_predictions_are_read_by_id(tmp_path):

@@ -150,3 +150,43 @@ def test_leaves_are_dotted():
     }
     with pytest.raises(ValueError, match="no options"):
         leaves(["a"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("run.json", "[" * 200_000),
+        ("run.json", '{"status": "running", "attempts": [{"host": "HOST", "pid": 1%s}]}' % ("0" * 30)),
+        ("config.resolved.yaml", "e: [2026-01-01]"),
+        ("config.resolved.yaml", "a: &a\n  b: *a"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_a_row(tmp_path, file, content):
+    make_run(tmp_path / "fine")
+    bad = make_run(tmp_path / "bad")
+    (bad / file).write_text(content.replace("HOST", socket.gethostname()))
+    runs = {run.directory.name: run for run in find_runs([tmp_path], 300)}
+    assert {name: run.status for name, run in runs.items()} == {"fine": "done", "bad": "broken"}
+    assert "cannot be read: " in runs["bad"].error
+
+
+@pytest.mark.parametrize(
+    ("metric", "damage", "expected"),
+    [
+        ("vqa_accuracy", {"n": True}, (0.5, None, 0.0, 1.0)),
+        ("vqa_accuracy", {"n": 10**400}, (0.5, None, 0.0, 1.0)),
+        ("vqa_accuracy", {"intervals": {"vqa_accuracy": [90.0, 10.0]}}, (0.5, 2, None, None)),
+        ("vqa_accuracy", {"intervals": {"vqa_accuracy": [0.9, 0.1]}}, (0.5, 2, None, None)),
+        ("vqa_accuracy", {"metrics": {"vqa_accuracy": 1e308}}, None),
+        ("cider", {"metrics": {"cider": 10.5}}, None),
+        ("cider", {"metrics": {"cider": 9.5}}, (9.5, 2, None, None)),
+        ("mine", {"metrics": {"mine": 10**400}}, None),
+        ("mine", {"metrics": {"mine": 35.0}}, (35.0, 2, None, None)),
+    ],
+)
+def test_damaged_numbers_are_missing(tmp_path, metric, damage, expected):
+    path = make_run(tmp_path / "run") / "evaluation" / "finetuned_vlm_model_evaluation.json"
+    write_json(path, read_json(path) | damage)
+    (row,) = make_rows(find_runs([tmp_path], 300), "finetuned")
+    found = row.scores.get(metric)
+    assert (found and (found.value, found.n, found.low, found.high)) == expected

@@ -67,6 +67,17 @@ def test_the_reference_is_a_run_like_most(zoo):
     assert len(content["examples"]) == 10
 
 
+def test_it_says_which_metrics_are_shares_and_what_judges_an_example(tmp_path):
+    for number, cider in enumerate((0.95, 0.5)):
+        path = make_run(tmp_path / str(number)) / "evaluation" / "finetuned_vlm_model_evaluation.json"
+        found = json.loads(path.read_text())
+        found["metrics"] |= {"cider": cider, "words": 0.5 + 3 * number, "own": 0.5}
+        path.write_text(json.dumps(found))
+    content = content_of(build(tmp_path, metric="cider"))
+    assert content["shares"] == ["exact_match", "own", "vqa_accuracy"]
+    assert (content["metric"], content["judge"]) == ("cider", "vqa_accuracy")
+
+
 def test_examples_are_a_sample_and_say_so(zoo):
     content = content_of(build(zoo / "multirun", max_examples=4))
     assert len(content["examples"]) == len(content["columns"][0]) == 4

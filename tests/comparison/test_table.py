@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -13,6 +14,7 @@ from tests.comparison.test_rows import rows_of
 from vlmexp.comparison.rows import Score, group_seeds, sort_rows, varying
 from vlmexp.comparison.sheets import Sheet, render
 from vlmexp.comparison.table import duration, full_sheet, interval, print_leaderboard, short_sheet, shorten
+from vlmexp.files import read_json, write_json
 from vlmexp.runs import NOT_IN_KEY
 
 
@@ -67,11 +69,43 @@ def test_options_that_change_together_give_way_to_others(tmp_path):
     assert "r" not in heading.split()
 
 
+def with_metric(directory: Path, metric: str, value: float, base: float) -> None:
+    """A run whose main metric is another one."""
+    make_run(directory, {"peft.r": int(directory.name)}, [True], base=[False])
+    for stem, found in (("finetuned", value), ("base", base)):
+        path = directory / "evaluation" / f"{stem}_vlm_model_evaluation.json"
+        write_json(path, read_json(path) | {"metrics": {metric: found}, "intervals": {}, "main_metric": metric})
+
+
+@pytest.mark.parametrize("metric", ["cider", "words"])
+def test_a_column_has_one_scale(tmp_path, metric):
+    for number, value in enumerate((1.31, 0.95, 0.5)):
+        with_metric(tmp_path / str(number), metric, value, base=0.2)
+    lines = printed(tmp_path, 80, metric)
+    assert "%" not in lines[1].replace("[95 %]", "")
+    assert [line_of(lines, f"{n} ")[2:4] for n in range(3)] == [["1.31", "+1.11"], ["0.95", "+0.75"], ["0.5", "+0.3"]]
+
+
+def test_text_from_files_is_no_markup_and_breaks_no_line(tmp_path):
+    make_run(tmp_path / "two\nlines", {"peft.r": 1}, [True])
+    with_metric(tmp_path / "3", "[red]m", 0.5, base=0.2)
+    record = tmp_path / "3" / "run.json"
+    write_json(record, read_json(record) | {"status": "[/b]weird"})
+    buffer, rows = io.StringIO(), rows_of(tmp_path)
+    print_leaderboard(Console(file=buffer, width=120, highlight=False), rows, ["peft.r"], "[red]m", "1 [/b]weird")
+    lines = buffer.getvalue().splitlines()
+    assert lines[0].rstrip() == "1 [/b]weird"
+    assert "[red]m %" in lines[1]
+    assert line_of(lines, "3 ")[1:3] == ["3", "50.00"]
+    assert "[/b]weird" in line_of(lines, "3 ")
+    assert line_of(lines, "two lines")[2] == "1"
+
+
 def test_cells():
-    assert interval("vqa_accuracy", Score(0.815, 200, 0.755, 0.863)) == "81.50 [75.5, 86.3]"
-    assert interval("vqa_accuracy", Score(0.815, 200, seeds=2, deviation=0.0071)) == "81.50 ± 0.71 (2)"
-    assert interval("eval_loss", Score(0.61234)) == "0.6123"
-    assert interval("mine", Score(12.5, 10)) == "12.5"
+    assert interval(Score(0.815, 200, 0.755, 0.863), is_share=True) == "81.50 [75.5, 86.3]"
+    assert interval(Score(0.815, 200, seeds=2, deviation=0.0071), is_share=True) == "81.50 ± 0.71 (2)"
+    assert interval(Score(0.61234), is_share=False) == "0.6123"
+    assert interval(Score(12.5, 10), is_share=False) == "12.5"
     assert [duration(s) for s in (48, 750, 11_100)] == ["48 s", "12:30 min", "3:05 h"]
     assert shorten("abcdefghij", 5) == "ab…ij"
     assert shorten("abcdefghij", 5, at_end=True) == "abcd…"

@@ -24,7 +24,7 @@ from vlmexp.evaluation.metrics import (
     vqa_accuracy,
 )  # fmt: skip
 from vlmexp.evaluation.modules import module
-from vlmexp.evaluation.score import find_metric, summarise
+from vlmexp.evaluation.score import find_metric, metric_names, score_examples, summarise
 
 GOLDEN = [json.loads(line) for line in (Path(__file__).parent.parent / "golden" / "vqa_accuracy.jsonl").open()]
 
@@ -149,6 +149,20 @@ def test_token_f1_by_hand(prediction, answers, expected):
         ("The answer is B.", ["B"], 1.0),
         ("Answer: C", ["C"], 1.0),
         ("red.", ["Red"], 1.0),
+        ("b) red", ["red"], 1.0),
+        ("b) red", ["blue"], 0.0),
+        ("red", ["B. red"], 1.0),
+        ("a) red", ["B. red"], 0.0),  # the letters decide
+        ("The answer is B because it is red", ["B"], 1.0),
+        ("The answer is a dog", ["A"], 0.0),
+        ("B,", ["B"], 1.0),
+        ("**B**", ["B"], 1.0),
+        ("[B]", ["B"], 1.0),
+        ("(1)", ["1"], 1.0),
+        ("B.red", ["B"], 1.0),
+        ("e.g. red", ["E"], 0.0),
+        ("a, b and c", ["A"], 0.0),
+        ("", [""], 1.0),
         ("A cat", ["A"], 0.0),  # an article, no choice
         ("C", ["B"], 0.0),
         ("", ["B"], 0.0),
@@ -235,3 +249,74 @@ def test_a_metric_by_its_dotted_path():
 
 def length(prediction: str, answers: list[str]) -> float:
     return float(len(prediction))
+
+
+ODD = "tests.evaluation.odd_metrics"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["fails"], r"odd_metrics\.fails fails on an empty prediction: ZeroDivisionError: division by zero"),
+        (["CONSTANT"], "TypeError: 'int' object is not callable"),
+        (["takes_one"], r"TypeError: takes_one\(\) takes 1 positional argument but 2 were given"),
+        (["nothing"], "gives None on an empty prediction: it must be a finite number, or a dict of such by name"),
+        (["empty"], "gives {} on"),
+        (["text"], "gives 'good' on"),
+        (["nan"], "gives nan on"),
+        (["infinite"], "gives {'one': 1.0, 'other': inf} on"),
+        (["one_in_a_list"], "fails on an empty prediction: TypeError: only 0-dimensional arrays"),
+    ],
+)
+def test_a_metric_is_tried_before_anything_else(names, message):
+    with pytest.raises(UserError, match=message):
+        metric_names([f"{ODD}.{name}" for name in names])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "both"),
+    [
+        (["vqa_accuracy", f"{ODD}.vqa_accuracy"], f"vqa_accuracy and {ODD}.vqa_accuracy both give a value named"),
+        ([f"{ODD}.length", "tests.evaluation.test_metrics.length"], "both give a value named 'length'"),
+        (["bleu", f"{ODD}.by_kind"], "both give a value named 'bleu'"),
+        (["cider", f"{ODD}.cider"], "both give a value named 'cider'"),
+    ],
+)
+def test_two_values_of_one_name_are_refused(metrics, both):
+    with pytest.raises(UserError, match=both):
+        metric_names(metrics)
+
+
+def test_numbers_of_any_library_are_numbers():
+    metrics = [f"{ODD}.numpy_scalar", f"{ODD}.numpy_array", f"{ODD}.boolean", f"{ODD}.length"]
+    assert metric_names(metrics) == ["numpy_scalar", "numpy_array", "boolean", "length"]
+    (row,) = score_examples(["ab"], [["ab"]], metrics)
+    assert row == {"numpy_scalar": 0.5, "numpy_array": 0.25, "boolean": 1.0, "length": 2.0}
+    assert {type(value) for value in row.values()} == {float}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fails_later", r"The metric .*\.fails_later fails on example test-17: RuntimeError: boom\."),
+        ("nan_later", r"The metric .*\.nan_later gives nan on example test-17: it must be a finite number"),
+        ("other_names", "other_names gives red on example test-17, and nothing on those before"),
+    ],
+)
+def test_what_goes_wrong_later_names_metric_and_example(name, message):
+    assert metric_names([f"{ODD}.{name}"])
+    with pytest.raises(UserError, match=message):
+        summarise(["", "red"], [["a"], ["b"]], [{}] * 2, [f"{ODD}.{name}"], ["test-3", "test-17"])
+
+
+def test_a_prediction_without_an_answer_is_wrong():
+    assert corpus_bleu(["a b", "x"], [["a b"], []]) == 0.0
+    assert corpus_bleu(["the cat sat on the mat", "x"], [["the cat sat on the mat"], []]) == pytest.approx(0.96219546)
+    assert corpus_bleu(["x"], [[]]) == corpus_bleu([], []) == 0.0
+    _, summary = summarise(["yes", "x"], [["yes"], []], [{}] * 2, [*METRICS, "cider"])
+    assert summary["metrics"]["vqa_accuracy"] == summary["metrics"]["rouge1"] == summary["metrics"]["anls"] == 0.5
+
+
+def test_an_unknown_evaluate_module_is_named():
+    with pytest.raises(UserError, match="metric 'bleurt' does not exist; did you mean 'bleu'"):
+        module("bleurt")

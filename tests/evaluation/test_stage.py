@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Disk, cli_environment
-from vlmexp.evaluation.stage import eval_base
+from vlmexp.errors import UserError
+from vlmexp.evaluation.stage import FINETUNED, eval_base, evaluate_model
 from vlmexp.files import read_json, read_jsonl, write_jsonl
 from vlmexp.interruption import Preempted
 from vlmexp.runs import Run
@@ -114,7 +115,7 @@ def moody(tmp_path, monkeypatch) -> str:
     (tmp_path / "moody.py").write_text(
         "from pathlib import Path\n"
         "def metric(prediction, answers):\n"
-        "    if not Path(__file__).with_name('calm').exists():\n"
+        "    if prediction and not Path(__file__).with_name('calm').exists():\n"
         "        raise RuntimeError('not today')\n"
         "    return 1.0\n"
     )
@@ -124,7 +125,7 @@ def moody(tmp_path, monkeypatch) -> str:
 
 
 def test_an_error_after_the_answers_costs_none_of_them(evaluate, moody, tmp_path):
-    with pytest.raises(RuntimeError, match="not today"):
+    with pytest.raises(UserError, match=r"moody\.metric fails on example test-\d+: RuntimeError: not today"):
         evaluate("run", moody)
     (tmp_path / "calm").touch()
     done = evaluate("run", moody)
@@ -134,7 +135,7 @@ def test_an_error_after_the_answers_costs_none_of_them(evaluate, moody, tmp_path
 
 def test_an_answer_that_its_batch_has_changed_is_reported(evaluate, moody, tmp_path):
     """An answer on disk that the model does not give stands for one that it gives in a batch only."""
-    with pytest.raises(RuntimeError, match="not today"):
+    with pytest.raises(UserError, match=r"moody\.metric fails on example test-\d+: RuntimeError: not today"):
         evaluate("run", moody, "evaluation.invariance_examples=60")
     path = tmp_path / "run" / "evaluation" / "base_vlm_model_predictions.partial-rank0.jsonl"
     header, first, *rest = read_jsonl(path)
@@ -195,6 +196,48 @@ def test_the_choices_of_the_row_are_ranked(evaluate, tmp_path, draw):
     assert result["ranking"] == {"choices": "the column of", "per_token": False, "answerable": 5}
     ranked = [{entry["answer"] for entry in row["ranking"]} for row in answers]
     assert ranked == [set(row["of"]) for row in rows]
+
+
+@pytest.fixture
+def evaluate_finetuned(compose, tmp_path, model, processor):
+    """Evaluate the tiny model as if it were fine-tuned on test rows; (the evaluation, what run.json notes)."""
+
+    def run_stage(rows: list[dict], *overrides: str) -> tuple[dict, list[str]]:
+        for split in ("train", "test"):
+            write_jsonl(tmp_path / f"{split}.jsonl", rows)
+        data = [f"dataset.options.{split}={tmp_path}/{split}.jsonl" for split in ("train", "test")]
+        config = compose("dataset=files", "stage=eval_finetuned", *data, *overrides)
+        with Run.open(tmp_path / "run", config, []) as run:
+            evaluate_model(config, run, model, processor, FINETUNED, ["weights"])
+            return read_json(run.path("evaluation", f"{FINETUNED}_evaluation.json")), run.record["fallbacks"]
+
+    return run_stage
+
+
+def test_only_questions_about_other_images_count_as_blind(evaluate_finetuned, draw):
+    red, blue = str(draw("red")), str(draw("blue"))
+    rows = [{"image": images, "question": "?", "answer": "red"} for images in ([red], [blue], [red, blue])]
+    result, notes = evaluate_finetuned(rows)
+    assert (result["n"], result["blind"]["n"]) == (3, 2)
+    assert notes == [
+        "evaluation.blind=shuffle: 1 of 3 questions have no other images to be shown, and do not count there."
+    ]
+
+
+def test_without_other_images_there_is_no_blind_score(evaluate_finetuned, draw):
+    rows = [{"image": str(draw("red")), "question": f"{k}?", "answer": "red"} for k in range(3)]
+    result, notes = evaluate_finetuned(rows)
+    assert "blind" not in result
+    assert "3 of 3 questions have no other images" in notes[0]
+
+
+def test_few_answers_a_question_are_told_once(evaluate_finetuned, draw):
+    answers = [["a"], ["a", "a"], ["a", "b", "c"], ["a"] * 10]
+    rows = [{"image": str(draw("red")), "question": f"{k}?", "answer": a} for k, a in enumerate(answers)]
+    _, notes = evaluate_finetuned(rows, "evaluation.blind=none", "evaluation.metrics=[vqa_accuracy]")
+    assert len(notes) == 1
+    assert "2 of 4 questions have 2 to 9 answers" in notes[0]
+    assert "equals all of 2 answers gets 33 %" in notes[0]
 
 
 @pytest.mark.slow

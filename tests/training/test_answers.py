@@ -145,10 +145,20 @@ def test_the_best_checkpoint_outlives_newer_ones(small, tmp_path):
         (["train.metric_for_best_model=bleu", "train.eval_generation_examples=0"], "eval_generation_examples=0"),
         (
             ["train.metric_for_best_model=bleu", "train.load_best_model_at_end=true", "train.save_steps=4"],
-            "saving steps to be a round multiple of the evaluation steps, but found 4",
+            "train.save_steps=4 must be a multiple of train.eval_steps=3",
         ),
         (["train.eval_strategy=no", "train.metric_for_best_model=bleu"], "train.eval_strategy=steps"),
         (["train.eval_strategy=no", "train.early_stopping_patience=3"], "train.eval_strategy=steps"),
+        (
+            ["train.metric_for_best_model=loss", "train.save_steps=0.1"],
+            r"save_steps=0\.1 must be a multiple of .*steps=3",
+        ),
+        (
+            ["train.metric_for_best_model=loss", "train.eval_steps=2", "train.save_steps=3"],
+            "save_steps=3 must be a mul",
+        ),
+        (["train.load_best_model_at_end=true", "train.save_strategy=epoch"], "save_strategy=epoch and train.eval_str"),
+        (["evaluation.answers=rank", "evaluation.choices=[yes,'']"], "two different answers, none of them empty"),
         (["train.early_stopping_patience=0"], "early_stopping_patience=0 must be at least 1"),
         (["train.eval_generation_examples=-1"], "eval_generation_examples=-1 must be at least 0"),
         (["dataset.validation_fraction=0", "train.eval_generation_examples=9"], "dataset.validation_fraction above 0"),
@@ -170,9 +180,10 @@ def test_how_many_questions_are_answered(wanted, given, examples):
 
 
 def test_names_of_metrics():
-    metrics = ["cider", "rouge", "bleu", "vqa_accuracy", "vlmexp.evaluation.qa.anls", "vlmexp.evaluation.metrics.rouge"]
+    own = ["vlmexp.evaluation.qa.anls", "vlmexp.evaluation.metrics.rouge"]
     rouge = ["rouge1", "rouge2", "rougeL"]
-    assert metric_names(metrics) == ["cider", *rouge, "bleu", "vqa_accuracy", "anls", *rouge]
+    assert metric_names(["cider", "bleu", "vqa_accuracy", *own]) == ["cider", "bleu", "vqa_accuracy", "anls", *rouge]
+    assert metric_names(["rouge", "bleu"]) == [*rouge, "bleu"]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def check_open_groups(config: Config) -> None:
     _check_train(config)
     _check_part_rates(config)
     _check_evaluations(config)
+    _check_best_checkpoint(config)
     _check_tokens_per_batch(config)
     _check_peft(config)
 
@@ -153,6 +154,30 @@ def _check_evaluations(config: Config) -> None:
         for name, value in asked.items():
             if value:
                 raise UserError(f"train.{name}={value} needs evaluations: set train.eval_strategy=steps or epoch.")
+
+
+def _check_best_checkpoint(config: Config) -> None:
+    """Where the best checkpoint is wanted, each must be evaluated."""
+    train = config.train
+    if not train.get("load_best_model_at_end", train.get("metric_for_best_model")):
+        return
+    evaluated, saved = train.get("eval_strategy", "no"), train.get("save_strategy", "steps")
+    if saved == "best":
+        return
+    if evaluated != saved:
+        raise UserError(
+            f"train.save_strategy={saved} and train.eval_strategy={evaluated} must be the same for the best checkpoint "
+            "to be found: set one as the other."
+        )
+    every, save_every = train.get("eval_steps"), train.get("save_steps")
+    if saved != "steps" or every is None or save_every is None:
+        return
+    times = save_every / every
+    if (every < 1) != (save_every < 1) or abs(times - round(times)) > 1e-6:
+        raise UserError(
+            f"train.save_steps={save_every} must be a multiple of train.eval_steps={every}, both in steps or both as "
+            "fractions: the best checkpoint is one that was evaluated."
+        )
 
 
 def _check_tokens_per_batch(config: Config) -> None:

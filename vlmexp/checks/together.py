@@ -15,6 +15,8 @@ from vlmexp.errors import UserError
 EVALUATIONS = ("finetuned", "base")
 FORMATS = ("table", "md", "csv", "json")
 _KINDS = {"image": "image", "video": "video", "answer": "answers", "choices": "answers", "messages": "turns"}
+# What a line of *_predictions.jsonl has of its own, beside the roles of the question.
+PREDICTION = ("id", "images", "videos", "question", "answers", "prediction", "ranking", "scores")
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)
 
@@ -47,6 +49,13 @@ def check_together(config: Config) -> None:
         if not config.dataset.columns.get(role):
             raise UserError(f"dataset.columns.{role} is not set: name the column that holds each example's {role}.")
     _check_columns(config)
+    asked = used_columns(config).keys() - {"answer", "choices", "messages", *MEDIA}
+    for column in config.dataset.metadata:
+        if column in PREDICTION or column in asked:
+            raise UserError(
+                f"dataset.metadata=[{column}]: in the predictions {column!r} is the name of something else; rename the "
+                "column, or leave it out."
+            )
     _check_messages(config, has_conversations)
     if config.collator.share_images == "always" and not config.collator.label_masking.mask_input_tokens:
         raise UserError(
@@ -166,8 +175,11 @@ def check_evaluation(evaluation: Evaluation) -> None:
             f"evaluation.generation.{next(iter(evaluation.generation))}: evaluation.answers=rank generates nothing; "
             "leave it out."
         )
-    if evaluation.choices is not None and len(set(evaluation.choices)) < max(2, len(evaluation.choices)):
-        raise UserError(f"evaluation.choices={evaluation.choices} must be at least two different answers.")
+    choices = evaluation.choices
+    if choices is not None and (len(set(choices)) < max(2, len(choices)) or not all(map(str.strip, choices))):
+        raise UserError(
+            f"evaluation.choices={evaluation.choices} must be at least two different answers, none of them empty."
+        )
 
 
 def check_tracking(tracking: Tracking) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from vlmexp.comparison.rows import is_number
 from vlmexp.comparison.sheets import Sheet
 from vlmexp.comparison.significance import bootstrap_mean, sign_test
-from vlmexp.errors import UserError, unknown
+from vlmexp.errors import UserError, closest
 from vlmexp.files import read_jsonl
+from vlmexp.report import is_share
 
 Prediction = Mapping[str, Any]  # a line of *_predictions.jsonl
 
@@ -78,8 +79,11 @@ def pair(first: Mapping[str, Prediction], second: Mapping[str, Prediction], metr
         what = "the same ids but other questions" if common else "no example in common"
         raise UserError(f"The two runs have {what}: they were evaluated on different data or samples.")
     for prediction in (predictions[name] for predictions in (first, second) for name in matched):
-        if metric not in prediction.get("scores", {}):
-            raise unknown("compare.metric", metric, prediction.get("scores", {}))
+        if metric not in (known := prediction.get("scores", {})):
+            raise UserError(
+                f"compare.metric={metric} has no value for single examples{closest(metric, known) or '.'} "
+                f"These have one: {', '.join(sorted(known)) or 'none'}."
+            )
     pairs = [(first[name], second[name]) for name in matched]
     before = [float(a["scores"][metric]) for a, _ in pairs]
     after = [float(b["scores"][metric]) for _, b in pairs]
@@ -164,7 +168,8 @@ def paired_sheet(pairing: Pairing, names: tuple[str, str], limit: int) -> Sheet:
 
 def verdict(pairing: Pairing) -> str:
     """The result in a sentence."""
+    scale, unit = (100, " points") if is_share(pairing.metric, [pairing.first, pairing.second]) else (1, "")
     better, worse = f"{pairing.gains:,} gained", f"{pairing.losses:,} lost"
-    interval = f"{100 * pairing.difference:+.2f} points [{100 * pairing.low:+.2f}, {100 * pairing.high:+.2f}]"
+    interval = f"{scale * pairing.difference:+.2f}{unit} [{scale * pairing.low:+.2f}, {scale * pairing.high:+.2f}]"
     judged = "luck alone hardly explains it" if pairing.p < 0.05 else "luck alone could explain it"
     return f"{interval}: {better}, {worse}, {pairing.ties:,} alike; p = {pairing.p:.3g}, {judged}."

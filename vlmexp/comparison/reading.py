@@ -98,7 +98,14 @@ def find_runs(folders: Iterable[Path], lost_after_s: float) -> list[RunFiles]:
 
 
 def read_run(directory: Path, lost_after_s: float) -> RunFiles:
-    """Read one run directory."""
+    """Read one run directory; whatever goes wrong with it makes it a broken one."""
+    try:
+        return _read_run(directory, lost_after_s)
+    except Exception as error:
+        return RunFiles(directory, "broken", f"it cannot be read: {type(error).__name__}: {error}")
+
+
+def _read_run(directory: Path, lost_after_s: float) -> RunFiles:
     try:
         record = read_json(directory / "run.json")
         if not isinstance(record, dict):
@@ -140,7 +147,9 @@ def read_run(directory: Path, lost_after_s: float) -> RunFiles:
 def _shaped(content: Mapping[str, Any], kinds: Mapping[str, type], file: str) -> tuple[dict[str, Any], str]:
     """The content without the values that are not of their kind, and which these are."""
     unfit = [
-        name for name, kind in kinds.items() if content.get(name) is not None and not isinstance(content[name], kind)
+        name
+        for name, kind in kinds.items()
+        if content.get(name) is not None and type(content[name]) is not kind  # true is no int here
     ]
     kept = {name: value for name, value in content.items() if name not in unfit and value is not None}
     return kept, f"{file} is damaged at: {', '.join(unfit)}" if unfit else ""

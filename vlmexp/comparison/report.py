@@ -17,10 +17,10 @@ from plotly.offline import get_plotlyjs
 
 from vlmexp.comparison.paired import Prediction, pair, read_predictions
 from vlmexp.comparison.reading import RunFiles, get, leaves
-from vlmexp.comparison.rows import LOSSES, Row, Score, about_intervals, is_number, plain, short_options, varying
+from vlmexp.comparison.rows import Row, Score, about_intervals, in_percent, is_number, plain, short_options, varying
 from vlmexp.comparison.thumbnails import find_media, thumbnail
 from vlmexp.errors import UserError
-from vlmexp.report import LABELS
+from vlmexp.report import LABELS, LOSSES
 
 ANSWERING_RUNS = 20  # whose predictions are in the report
 CURVE_RUNS = 50
@@ -55,12 +55,14 @@ def build_report(
         "metric": metric,
         "labels": LABELS,
         "losses": LOSSES,
+        "shares": sorted(in_percent(rows)),
         "evaluation": evaluation,
         "options": keys,
         "short": short_options(keys),
         **_recorded([row.run for row in rows], ignored),
         "runs": [_run(row, metric, evaluation, keys) for row in rows],
         "intervals": about_intervals(rows, metric),
+        "judge": None,
         "notes": [],
     }
     for entry in content["runs"][CURVE_RUNS:]:
@@ -69,6 +71,7 @@ def build_report(
         content["notes"].append(f"Curves are of the best {CURVE_RUNS} runs.")
     judge = _example_metric(answers, metric)
     if judge is not None:
+        content["judge"] = judge
         _add_tests(content, rows, answers, judge, seed)
         _add_examples(content, rows, answers, judge, max_examples, seed, data_dir)
     if len(answering) > ANSWERING_RUNS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from typing import Any
 from vlmexp.comparison.reading import UNFINISHED, RunFiles, get, seconds, short_names
 from vlmexp.errors import unknown
 from vlmexp.evaluation.intervals import wilson
+from vlmexp.report import LABELS, LOSSES, is_share
 
-LOSSES = ("eval_loss", "loss")
+HIGHEST = {"cider": 10.0}  # of our metrics; the others end at 1
 ZERO_OR_ONE = ("exact_match", "multiple_choice_accuracy", "relaxed_accuracy")  # what they give a single example
 
 
@@ -108,18 +110,29 @@ def scores_of(evaluation: Mapping[str, Any] | None) -> dict[str, Score]:
     return {
         name: score(name, metrics[name], n, get(evaluation, "intervals", name))
         for name in names
-        if is_number(metrics[name])
+        if is_value(name, metrics[name])
     }
 
 
 def score(metric: str, value: float, n: Any, stored: Any) -> Score:
     """A score with the interval that the run has stored; without one Wilson's, if it is a share of right answers."""
-    n = n if isinstance(n, int) and n > 0 else None
-    if isinstance(stored, list) and len(stored) == 2 and all(map(is_number, stored)):
+    n = n if is_number(n) and isinstance(n, int) and n > 0 else None
+    is_interval = isinstance(stored, list) and len(stored) == 2 and all(is_value(metric, end) for end in stored)
+    if is_interval and stored[0] <= stored[1]:
         return Score(float(value), n, float(stored[0]), float(stored[1]), "bootstrap")
     if n is None or metric not in ZERO_OR_ONE or not 0 <= value <= 1:
         return Score(float(value), n)
     return Score(float(value), n, *wilson(value, n), "Wilson")
+
+
+def in_percent(rows: Sequence[Row]) -> set[str]:
+    """The metrics that are shown in percent, each in all rows or in none."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for found in (row.scores, row.base):
+            for name, score in found.items():
+                values.setdefault(name, []).append(score.value)
+    return {name for name, known in values.items() if is_share(name, known)}
 
 
 def about_intervals(rows: Iterable[Row], metric: str | None) -> str:
@@ -284,8 +297,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from a JSON file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value from a JSON file is a finite number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_value(metric: str, value: Any) -> bool:
+    """Whether a value from a JSON file can be that of a metric; one of ours has a range."""
+    return is_number(value) and (metric not in LABELS or 0 <= value <= HIGHEST.get(metric, 1.0))
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmexp.comparison.rows import LOSSES, Row, Score, about_intervals, plain, short_options
+from vlmexp.comparison.rows import Row, Score, about_intervals, in_percent, plain, short_options
 from vlmexp.comparison.sheets import Sheet
 from vlmexp.report import LABELS
 
@@ -56,9 +56,17 @@ def print_leaderboard(
     """Print one line a run in the console's width; what had no place is named below the table."""
     columns = leaderboard(rows, options, metric)
     shown, left_out = fit(columns, console.width)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=Text(title, style="table.title"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for column in shown:
-        table.add_column(column.heading, justify=column.justify, no_wrap=True, overflow="ellipsis", width=column.width)
+        table.add_column(
+            Text(column.heading), justify=column.justify, no_wrap=True, overflow="ellipsis", width=column.width
+        )
     for number, row in enumerate(rows):
         style = STYLES.get(row.run.status, "red")
         cells = [Text(column.cells[number], style=style if column.title == "status" else "") for column in shown]
@@ -79,6 +87,8 @@ def leaderboard(rows: Sequence[Row], options: Sequence[str], metric: str | None)
     label = LABELS.get(metric or "", metric or "")
     grouped = any(row.members for row in rows)
     others = list(dict.fromkeys(name for row in rows for name in row.scores if name != metric))
+    shares = in_percent(rows)
+    is_share = metric in shares
     cells = {option: [_option(row, option) for row in rows] for option in options if not (grouped and option == "seed")}
     # Of options that always change together, the first says it all.
     telling = {_partition(values): option for option, values in reversed(cells.items())}.values()
@@ -90,14 +100,14 @@ def leaderboard(rows: Sequence[Row], options: Sequence[str], metric: str | None)
         ),
         # A run without a score says here what is wrong with it.
         Column(
-            _heading(metric, label, grouped),
+            _heading(metric, label, is_share, grouped),
             [
-                interval(metric, row.scores.get(metric or "")) or shorten(row.note or "-", ERROR_WIDTH, True)
+                interval(row.scores.get(metric or ""), is_share) or shorten(row.note or "-", ERROR_WIDTH, True)
                 for row in rows
             ],
             ALWAYS,
         ),
-        Column("gain", [_gain(row, metric) for row in rows], GAIN),
+        Column("gain", [_gain(row, metric, is_share) for row in rows], GAIN),
         Column("n", [_n(row.scores.get(metric or "")) for row in rows], N),
         Column("status", [f"{row.status} !" if row.marks else row.status for row in rows], ALWAYS, "left"),
         Column("time", [_each(row.seconds, duration) for row in rows], TIME),
@@ -105,7 +115,7 @@ def leaderboard(rows: Sequence[Row], options: Sequence[str], metric: str | None)
         Column("GiB", [_each(row.memory_gib, "{:.3g}".format) for row in rows], MEMORY),
         Column("note", [row.note for row in rows], NOTE, "left"),
         *(
-            Column(LABELS.get(other, other), [number(other, row.scores.get(other)) for row in rows], OTHER)
+            Column(LABELS.get(other, other), [number(row.scores.get(other), other in shares) for row in rows], OTHER)
             for other in others
         ),
     ]
@@ -152,7 +162,8 @@ def fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Colum
 
 
 def shorten(text: str, width: int, at_end: bool = False) -> str:
-    """The text in so many columns of a terminal, with … in place of its middle or of its end."""
+    """The text in one line of so many columns of a terminal, with … in place of its middle or of its end."""
+    text = " ".join(text.split())
     if cell_len(text) <= width:
         return text
     if at_end:
@@ -202,24 +213,24 @@ def _full(row: Row, options: Sequence[str], metric: str | None, others: Sequence
     }
 
 
-def number(metric: str | None, found: Score | None) -> str:
+def number(found: Score | None, is_share: bool) -> str:
     """A share in percent, anything else as it is."""
     if found is None:
         return "-"
-    return f"{found.value:.4g}" if not _is_share(metric, found) else f"{100 * found.value:.2f}"
+    return f"{100 * found.value:.2f}" if is_share else f"{found.value:.4g}"
 
 
-def interval(metric: str | None, found: Score | None) -> str:
+def interval(found: Score | None, is_share: bool) -> str:
     """`81.50 [75.5, 86.3]`, or over seeds `81.50 ± 0.71 (2)`; nothing without a score."""
     if found is None:
         return ""
-    scale = 100 if _is_share(metric, found) else 1
+    scale = 100 if is_share else 1
     if found.seeds:
         spread = "" if found.deviation is None else f" ± {scale * found.deviation:.2f}"
-        return f"{number(metric, found)}{spread} ({found.seeds})"
+        return f"{number(found, is_share)}{spread} ({found.seeds})"
     if found.low is None or found.high is None:
-        return number(metric, found)
-    return f"{number(metric, found)} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
+        return number(found, is_share)
+    return f"{number(found, is_share)} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
 
 
 def duration(span_s: float) -> str:
@@ -230,24 +241,21 @@ def duration(span_s: float) -> str:
     return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
-def _heading(metric: str | None, label: str, grouped: bool) -> str:
-    unit = "" if metric in LOSSES else " %"
+def _heading(metric: str | None, label: str, is_share: bool, grouped: bool) -> str:
+    unit = " %" if is_share else ""
     return "" if metric is None else f"{label}{unit} ± (seeds)" if grouped else f"{label}{unit} [95 %]"
-
-
-def _is_share(metric: str | None, found: Score) -> bool:
-    return metric not in LOSSES and 0 <= found.value <= 1
 
 
 def _option(row: Row, option: str) -> str:
     return plain(row.run.options[option]) if option in row.run.options else "-"
 
 
-def _gain(row: Row, metric: str | None) -> str:
+def _gain(row: Row, metric: str | None, is_share: bool) -> str:
     after, before = row.scores.get(metric or ""), row.base.get(metric or "")
     if after is None or before is None or after is before:
         return "-"
-    return f"{100 * (after.value - before.value):+.2f}"
+    gain = after.value - before.value
+    return f"{100 * gain:+.2f}" if is_share else f"{gain:+.4g}"
 
 
 def _n(found: Score | None) -> str:

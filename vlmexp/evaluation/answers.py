@@ -104,7 +104,7 @@ class Asker:
             lengths: tokens of each prompt.
         """
         folder, stem, rank = self.run.path("evaluation"), f"{self.name}_{kind}", distributed.rank()
-        found = take_up(folder, stem, self.identity) if self.run.is_main else None
+        found = take_up(folder, stem, self.identity, self.run.note_fallback) if self.run.is_main else None
         known: dict[str, Answer] = distributed.gathered(found)[0]
         journal, own = Journal(folder, stem, self.identity, rank), dict[str, Answer]()
         ids = [example.id for example in examples]

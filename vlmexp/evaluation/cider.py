@@ -1,21 +1,21 @@
 """CIDEr-D, the consensus of a description with what people wrote of the same image.
 
 Source: Vedantam et al. (https://arxiv.org/abs/1411.5726) and the official code, coco-caption, ciderD_scorer.py.
+The scores are those of the official code on the same words; what the words are says vlmexp.evaluation.caption_words.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
+
+from vlmexp.evaluation.caption_words import caption_words
 
 Ngrams = Counter[tuple[str, ...]]
 
 LONGEST = 4  # words of an n-gram
 SIGMA = 6.0  # of the Gaussian penalty on a difference in length
-# What the official tokenizer (Penn Treebank) splits off and the official code then leaves out.
-_PUNCTUATION = re.compile(r"[\"'`.,:;!?()\[\]{}…]|--+")
 
 
 def cider(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
@@ -38,7 +38,7 @@ def corpus_cider(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -
 
 
 def _ngrams(text: str) -> Ngrams:
-    words = _PUNCTUATION.sub(" ", text.lower()).split()
+    words = caption_words(text)
     return Counter(tuple(words[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1))
 
 

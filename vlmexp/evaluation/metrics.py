@@ -41,9 +41,13 @@ def bleu(prediction: str, answers: Sequence[str]) -> float:
 
 
 def corpus_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Corpus BLEU of sacrebleu, 13a tokenisation; every prediction may have its own number of references."""
+    """Corpus BLEU of sacrebleu, 13a tokenisation; every prediction may have its own number of references.
+
+    A prediction without any is compared with an empty one: all that it says is wrong.
+    """
     from sacrebleu.metrics.bleu import BLEU
 
+    answers = [given or [""] for given in answers]
     width = max(map(len, answers), default=0)
     # sacrebleu takes None where a prediction has fewer references than others.
     streams: list[Any] = [[given[k] if k < len(given) else None for given in answers] for k in range(width)]

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import evaluate
 
+from vlmexp.errors import unknown
 from vlmexp.evaluation.metrics import CORPUS_METRICS, METRICS
 from vlmexp.evaluation.score import mean_scores, score_examples
 
@@ -40,5 +41,11 @@ class AnswerMetric(evaluate.Metric):  # type: ignore[misc]
 
 
 def module(name: str) -> AnswerMetric:
-    """The metric of that name, keeping its inputs in memory."""
+    """The metric of that name, keeping its inputs in memory.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    if name not in METRICS and name not in CORPUS_METRICS:
+        raise unknown("metric", name, METRICS.keys() | CORPUS_METRICS.keys())
     return AnswerMetric(config_name=name, keep_in_memory=True)

@@ -44,8 +44,8 @@ def batch_invariance(
     return {"n": count, "different": len(differences), "differences": differences}
 
 
-def evaluate_blind(asker: Asker, examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, Any]:
-    """Score a random sample of the examples with images that are not theirs."""
+def evaluate_blind(asker: Asker, examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, Any] | None:
+    """Score a random sample of the examples with images that are not theirs; None if there are no such images."""
     config = asker.config
     evaluation = config.evaluation
     count = min(evaluation.blind_examples, len(examples))
@@ -56,8 +56,21 @@ def evaluate_blind(asker: Asker, examples: Sequence[Example], metrics: Sequence[
             if evaluation.blind == "shuffle"
             else with_blank_images(sample, Path(folder))
         )
+        blinded = [new for new, old in zip(blinded, sample, strict=True) if new != old]
+        if len(blinded) < count:
+            asker.run.note_fallback(
+                f"evaluation.blind={evaluation.blind}: {count - len(blinded)} of {count} questions have no other "
+                "images to be shown, and do not count there."
+            )
+        if not blinded:
+            return None
         lengths = token_lengths(asker.collator, blinded, with_answer=False)
         answers = asker.ask(BLIND, blinded, lengths, f"evaluate with {evaluation.blind} images")
-    predictions = [answer["prediction"] for answer in answers]
-    _, summary = summarise(predictions, [e.answers for e in sample], [e.metadata or {} for e in sample], metrics)
+    _, summary = summarise(
+        [answer["prediction"] for answer in answers],
+        [example.answers for example in blinded],
+        [example.metadata or {} for example in blinded],
+        metrics,
+        [example.id for example in blinded],
+    )
     return {"images": evaluation.blind, **summary}

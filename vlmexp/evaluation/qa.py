@@ -10,7 +10,11 @@ from collections.abc import Sequence
 ANLS_THRESHOLD = 0.5
 RELAXED_TOLERANCE = 0.05
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_CHOICE = re.compile(r"(?:^|\b(?:answer|option|choice)(?: is)?:?\s*)\(?([A-Za-z])(?:[).:]|$)", re.IGNORECASE)
+# A letter, and what shows that it is one of a choice and no word: not "a dog", nor "e.g.".
+_CHOICE = re.compile(
+    r"(?:^|\b(?i:answer|option|choice)(?: is)?:?\s*)[(\[]?([A-Za-z])"
+    r"(?:[):\]]|\.(?!\w\.)|(?<=[A-Z]),|\s+(?:because|since)\b|$)"
+)
 
 
 def anls(prediction: str, answers: Sequence[str]) -> float:
@@ -48,11 +52,11 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
 def multiple_choice_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """1 if the prediction chooses an accepted answer, by its letter or by its text, else 0.
 
-    The letter may stand alone, before the text or behind "The answer is": "B", "(b)", "B. red". These
-    are the forms that the official evaluation of ScienceQA reads (Lu et al., https://arxiv.org/abs/2209.09513).
+    The letter may stand alone, before the text or behind "The answer is": "B", "(b)", "B. red"; where only one of the
+    two has a letter, the texts decide. The official evaluation of ScienceQA reads such forms as well (Lu et al.,
+    https://arxiv.org/abs/2209.09513).
     """
-    chosen, text = _choice(prediction), _plain(prediction)
-    return float(any(text == _plain(answer) or (chosen and chosen == _choice(answer)) for answer in answers))
+    return float(any(_same_choice(prediction, answer) for answer in answers))
 
 
 def _edit_distance(one: str, other: str) -> int:
@@ -91,11 +95,19 @@ def _f1(said: list[str], meant: list[str]) -> float:
     return 2 * common / (len(said) + len(meant))
 
 
+def _same_choice(prediction: str, answer: str) -> bool:
+    (letter, text), (other_letter, other_text) = _choice(prediction), _choice(answer)
+    if letter and other_letter:
+        return letter == other_letter
+    return _plain(prediction) == _plain(answer) or (text == other_text != "")
+
+
 def _plain(text: str) -> str:
-    return text.strip().strip(".").lower()
+    return text.replace("*", "").strip(" \t\n.()[]").lower()
 
 
-def _choice(text: str) -> str:
-    """The letter of a choice in lower case; empty if the text names none."""
-    found = _CHOICE.search(text.strip())
-    return found[1].lower() if found else ""
+def _choice(text: str) -> tuple[str, str]:
+    """(the letter of a choice in lower case, the text behind it); ("", the whole text) if it names none."""
+    text = text.replace("*", "").strip()
+    found = _CHOICE.search(text)
+    return (found[1].lower(), _plain(text[found.end() :])) if found else ("", _plain(text))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 from vlmexp.errors import UserError, unknown
 from vlmexp.evaluation.intervals import bootstrap_interval
@@ -36,32 +37,80 @@ def find_metric(name: str) -> Metric | None:
 def metric_names(metrics: Sequence[str]) -> list[str]:
     """The names of the values that metrics give, in their order; `rouge` gives three.
 
+    A metric by its dotted path is tried with an empty prediction, which models do give.
+
     Raises:
-        UserError: there is no such metric.
+        UserError: there is no such metric, it fails, or two give a value of the same name.
     """
-    names: list[str] = []
-    for metric in metrics:
+    givers: dict[str, str] = {}  # name of a value -> its metric
+    for metric in dict.fromkeys(metrics):
         function = find_metric(metric)
         if metric == "rouge":
-            names += ROUGE
+            names: Sequence[str] = ROUGE
         elif function is None or metric in METRICS:
-            names.append(metric)
+            names = [metric]
         else:
-            value = function("", ["a"])
-            names += value if isinstance(value, dict) else [metric.rpartition(".")[2]]
-    return names
+            names = list(metric_values(metric, function, "", ["a"], "an empty prediction"))
+        for name in names:
+            if name in givers:
+                raise UserError(
+                    f"The metrics {givers[name]} and {metric} both give a value named {name!r}: "
+                    "rename one of the functions (or the keys of what it returns), or leave one out."
+                )
+            givers[name] = metric
+    return list(givers)
 
 
-def score_examples(predictions: Sequence[str], answers: Sequence[Sequence[str]], metrics: Sequence[str]) -> Scores:
-    """One dict of metric -> value for each example."""
+def metric_values(name: str, metric: Metric, prediction: str, answers: Sequence[str], place: str) -> dict[str, float]:
+    """Name -> value of what a metric says of one prediction.
+
+    Args:
+        place: which prediction it is, for messages.
+
+    Raises:
+        UserError: the metric fails, or gives anything but finite numbers.
+    """
+    try:
+        value: Any = metric(prediction, answers)
+        values = value if isinstance(value, Mapping) else {name.rpartition(".")[2]: value}
+        numbers = {key: float(number) for key, number in values.items() if isinstance(number, SupportsFloat)}
+    except Exception as error:
+        raise UserError(f"The metric {name} fails on {place}: {type(error).__name__}: {error}.") from error
+    if not numbers or len(numbers) < len(values) or not all(map(math.isfinite, numbers.values())):
+        raise UserError(
+            f"The metric {name} gives {value!r} on {place}: it must be a finite number, or a dict of such by name."
+        )
+    return numbers
+
+
+def score_examples(
+    predictions: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    metrics: Sequence[str],
+    ids: Sequence[str] | None = None,
+) -> Scores:
+    """One dict of metric -> value for each example, all with the same names.
+
+    Args:
+        ids: of the examples, for messages; None: their numbers.
+
+    Raises:
+        UserError: a metric fails on an example, or gives anything but finite numbers by the same names for all.
+    """
     functions = {name: function for name in metrics if (function := find_metric(name)) is not None}
-    scores: Scores = []
-    for prediction, given in zip(predictions, answers, strict=True):
-        row: dict[str, float] = {}
-        for name, function in functions.items():
-            value = function(prediction, given)
-            row |= value if isinstance(value, dict) else {name.rpartition(".")[2]: value}
-        scores.append(row)
+    places = [f"example {id}" for id in ids or range(len(predictions))]
+    scores: Scores = [{} for _ in predictions]
+    for name, function in functions.items():
+        names = None
+        for row, prediction, given, place in zip(scores, predictions, answers, places, strict=True):
+            values = metric_values(name, function, prediction, given, place)
+            names = names or values.keys()
+            if values.keys() != names:
+                raise UserError(
+                    f"The metric {name} gives {', '.join(values)} on {place}, and {', '.join(names)} on those "
+                    "before: its values must have the same names for every example."
+                )
+            row |= values
     return scores
 
 
@@ -75,14 +124,15 @@ def summarise(
     answers: Sequence[Sequence[str]],
     metadata: Sequence[Mapping[str, Any]],
     metrics: Sequence[str],
+    ids: Sequence[str] | None = None,
 ) -> tuple[Scores, dict[str, Any]]:
     """Scores of every example, and their summary.
 
     The summary is `{"n", "main_metric", "metrics": {name: value}, "intervals": {name: [low, high]},
     "by": {column: {value: {"n", "metrics", "intervals"}}}}`. Intervals are 95 % bootstrap intervals of means over
-    examples; metrics of a corpus, which are computed anew for each group, have none.
+    examples; metrics of a corpus, which are computed anew for each group, have none. `ids` are for messages.
     """
-    scores = score_examples(predictions, answers, metrics)
+    scores = score_examples(predictions, answers, metrics, ids)
     of_a_corpus = [name for name in metrics if name in CORPUS_METRICS]
 
     def summary(indices: Sequence[int]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
@@ -15,8 +15,9 @@ from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.evaluation.answers import PREDICTIONS, Asker, Choices, find_choices, identity_of, max_new_tokens
 from vlmexp.evaluation.journal import forget
+from vlmexp.evaluation.metrics import ANNOTATORS, vqa_accuracy
 from vlmexp.evaluation.probes import ALONE, BLIND, batch_invariance, evaluate_blind
-from vlmexp.evaluation.score import find_metric, summarise
+from vlmexp.evaluation.score import metric_names, summarise
 from vlmexp.evaluation.trained import as_trained, check_data, find_training_run, load_finetuned
 from vlmexp.files import read_json, write_json, write_jsonl
 from vlmexp.models.checkpoint import fingerprint
@@ -46,6 +47,7 @@ def score_base(config: Config, run: Run) -> None:
     """Evaluate the base model, unless this run has done so."""
     if run.stage_result("eval_base") is None:
         with run.stage("eval_base") as result:
+            metric_names(config.evaluation.metrics or config.dataset.metrics)  # one that fails shows here
             set_threads(config)
             source = model_source(config)
             processor = check_model(source, run.note_fallback)
@@ -60,6 +62,7 @@ def score_finetuned(config: Config, run: Run) -> None:
     """Evaluate the fine-tuned model, unless this run has done so."""
     if run.stage_result("eval_finetuned") is None:
         with run.stage("eval_finetuned") as result:
+            metric_names(config.evaluation.metrics or config.dataset.metrics)
             set_threads(config)
             source_run = run.directory if run.stage_result("train") else find_training_run(config)
             result["trained_by"] = str(source_run)
@@ -84,8 +87,6 @@ def evaluate_model(
     """
     evaluation, dataset = config.evaluation, config.dataset
     metrics = evaluation.metrics or dataset.metrics
-    for metric in metrics:
-        find_metric(metric)
     prepared = prepared_data(config, run)
     examples = load_split(config, prepared, evaluation.split, evaluation.max_examples)
     choices = find_choices(config, prepared)
@@ -111,8 +112,13 @@ def evaluate_model(
     answers = asker.ask(PREDICTIONS, asked, lengths, "evaluate base" if name == BASE else "evaluate fine-tuned")
     predictions = [answer["prediction"] for answer in answers]
     scores, summary = summarise(
-        predictions, [row.answers for row in rows], [row.metadata or {} for row in rows], metrics
+        predictions,
+        [row.answers for row in rows],
+        [row.metadata or {} for row in rows],
+        metrics,
+        [row.id for row in rows],
     )
+    note_few_answers(run, rows, metrics)
     everything = len(examples) == examples.population
     result = {
         **summary,
@@ -132,7 +138,8 @@ def evaluate_model(
     if evaluation.invariance_examples and not evaluation.generation.get("do_sample"):
         result["batch_invariance"] = batch_invariance(asker, asked, lengths, predictions)
     if name == FINETUNED and evaluation.blind != "none":
-        result["blind"] = evaluate_blind(asker, asked, metrics)
+        blind = evaluate_blind(asker, asked, metrics)
+        result |= {"blind": blind} if blind else {}
     if run.is_main:
         path = run.path("evaluation", f"{name}_predictions.jsonl")
         lines = zip(rows, answers, scores, strict=True)
@@ -140,6 +147,19 @@ def evaluate_model(
         write_json(run.path("evaluation", f"{name}_evaluation.json"), result)
     made = {"generated": asker.generated, "taken_from_disk": asker.taken_from_disk}
     return {"n": result["n"], "metrics": result["metrics"], "answers": made}
+
+
+def note_few_answers(run: Run, examples: list[Example], metrics: Sequence[str]) -> None:
+    """Say that VQA accuracy, which is made for ten answers a question, cannot reach 100 % with a few of them."""
+    few = [len(example.answers) for example in examples if 1 < len(example.answers) < ANNOTATORS]
+    if few and "vqa_accuracy" in metrics:
+        least = min(few)
+        best = vqa_accuracy("a", ["a"] * least)
+        run.note_fallback(
+            f"{len(few)} of {len(examples)} questions have 2 to 9 answers, and the official VQA accuracy is made for "
+            f"ten: a prediction that equals all of {least} answers gets {100 * best:.0f} %. Where any answer is right, "
+            "choose evaluation.metrics=[exact_match]."
+        )
 
 
 def described(config: Config, choices: Choices | None, examples: list[Example]) -> dict[str, Any]:

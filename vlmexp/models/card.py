@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from vlmexp.models.load import EMBEDDED
-from vlmexp.report import LABELS
+from vlmexp.report import LABELS, is_share, shown_score
 
 QUESTION = "What is in the picture?"
 
@@ -169,7 +169,8 @@ def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [["", *scores], ["---", *["---:"] * len(scores)]]
     for metric in dict.fromkeys(metric for result in scores.values() for metric in result["metrics"]):
         values = [result["metrics"].get(metric) for result in scores.values()]
-        rows.append([LABELS.get(metric, metric), *("-" if v is None else f"{100 * v:.2f} %" for v in values)])
+        share = is_share(metric, values)
+        rows.append([LABELS.get(metric, metric), *(shown_score(value, share) for value in values)])
     rows.append(["questions", *(f"{r['n']:,} of {r['population']:,}, {r['split']} split" for r in scores.values())])
     return _rows(rows)
 

@@ -58,5 +58,6 @@ class AnswerScores:
             )  # fmt: skip
         answers = ["".join(parts) for parts in zip(*distributed.gathered(own), strict=True)]
         accepted = [example.answers for example in self.examples]
-        _, summary = summarise(answers, accepted, [{}] * len(answers), self._metrics)
+        ids = [example.id for example in self.examples]
+        _, summary = summarise(answers, accepted, [{}] * len(answers), self._metrics, ids)
         return {**summary["metrics"], "n": summary["n"]}

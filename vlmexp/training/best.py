@@ -20,12 +20,12 @@ def answered_examples(wanted: str | None, metrics: Sequence[str], given: int | N
         given: `train.eval_generation_examples`.
 
     Raises:
-        UserError: nothing measures the wanted metric.
+        UserError: nothing measures the wanted metric, or one of the metrics cannot be computed.
     """
+    names = metric_names(metrics)
     name = (wanted or "loss").removeprefix("eval_")
     if name == "loss":
         return given or 0
-    names = metric_names(metrics)
     if name not in names:
         raise unknown("train.metric_for_best_model", name, ["loss", *names])
     if given == 0:

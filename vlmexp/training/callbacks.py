@@ -59,6 +59,8 @@ class StopWithoutBetter(TrainerCallback):
         metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
         values = [line[metric] for line in state.log_history if metric in line]
         if evaluations_since_best(values, bool(args.greater_is_better)) >= self.patience:
+            recent = ", ".join(f"{value:.4g}" for value in values[-self.patience :])
+            log.warning(f"Training ends after step {state.global_step}: no better {metric} since ({recent}).")
             control.should_training_stop = True
 
 

@@ -6,9 +6,8 @@ const PAGE = 24, MANY = 12, RIGHT = 0.5;
 const $ = (selector, root = document) => root.querySelector(selector);
 const isLoss = data.losses.includes(metric);
 const label = (name) => data.labels[name] ?? name ?? "";
-const percent = (value) => (value == null ? "–" : (100 * value).toFixed(2));
-const isShare = (value) => !isLoss && value >= 0 && value <= 1;
-const shown = (value) => (value == null ? "–" : isShare(value) ? percent(value) : String(+value.toPrecision(4)));
+const isShare = (name) => data.shares.includes(name);
+const shown = (value, name = metric) => (value == null ? "–" : isShare(name) ? (100 * value).toFixed(2) : String(+value.toPrecision(4)));
 const known = (value) => value !== undefined && value !== null;
 
 function element(tag, properties = {}, ...children) {
@@ -35,7 +34,7 @@ function scoreCell(run) {
   if (!run.score) return element("td", { className: `problem ${run.status}`, textContent: run.note || "–", title: run.note });
   const { value, low, high } = run.score;
   const content = element("div", { className: "score" });
-  if (low != null) {
+  if (low != null && isShare(metric)) {
     const bar = element("span", { className: "bar" }), range = element("i"), point = element("b");
     range.style.left = `${100 * low}%`;
     range.style.width = `${100 * (high - low)}%`;
@@ -44,7 +43,7 @@ function scoreCell(run) {
     content.append(bar);
   }
   content.append(element("b", { textContent: shown(value) }));
-  if (low != null) content.append(element("span", { className: "soft", textContent: `[${(100 * low).toFixed(1)}, ${(100 * high).toFixed(1)}]` }));
+  if (low != null) content.append(element("span", { className: "soft", textContent: isShare(metric) ? `[${(100 * low).toFixed(1)}, ${(100 * high).toFixed(1)}]` : `[${shown(low)}, ${shown(high)}]` }));
   return element("td", {}, content);
 }
 
@@ -54,26 +53,28 @@ function againstBest(run) {
   const { p, difference, low, high, gains, losses, n } = run.test;
   cell.textContent = p < 1e-4 ? "< 0.0001" : p.toFixed(4);
   cell.className = p < 0.05 ? "bad" : "";
-  cell.title = `${percent(difference)} points [${percent(low)}, ${percent(high)}] against the best run: ${gains} gained, ${losses} lost of ${n}`;
+  const [step, from, to] = [difference, low, high].map((value) => shown(value, data.judge));
+  cell.title = `${step} ${isShare(data.judge) ? "points " : ""}[${from}, ${to}] against the best run: ${gains} gained, ${losses} lost of ${n}`;
   return cell;
 }
 
+const shortened = (name) => (name.length > 28 ? `${name.slice(0, 14)}…${name.slice(-13)}` : name);
 const described = (run) => [run.name, ...options.filter((option) => option in run.options).map((option) => `${short[option]}=${run.options[option]}`)].join(" ").slice(0, 90);
 const text = (value, className = "") => element("td", { textContent: value, className });
 const optionValue = (run, option) => (run.options[option] !== undefined && run.options[option] !== "" && !isNaN(run.options[option]) ? +run.options[option] : run.options[option]);
 const others = [...new Set(runs.flatMap((run) => Object.keys(run.scores)))].filter((name) => name !== metric);
 const columns = [
   { title: "run", of: (run) => run.name, cell: (run) => element("td", { textContent: run.name, title: `${run.directory}\n${run.command}` }) },
-  ...(metric ? [{ title: label(metric) + (isLoss ? "" : " %"), of: (run) => run.score?.value, cell: scoreCell, isScore: true }] : []),
+  ...(metric ? [{ title: label(metric) + (isShare(metric) ? " %" : ""), of: (run) => run.score?.value, cell: scoreCell, isScore: true }] : []),
   ...options.map((option) => ({ title: short[option], hint: option, of: (run) => optionValue(run, option), cell: (run) => text(run.options[option] ?? "–") })),
-  { title: "gain", hint: "over the model before fine-tuning, in points", of: gain, cell: (run) => text(known(gain(run)) ? (gain(run) >= 0 ? "+" : "−") + Math.abs(100 * gain(run)).toFixed(2) : "–") },
+  { title: "gain", hint: `over the model before fine-tuning${isShare(metric) ? ", in points" : ""}`, of: gain, cell: (run) => text(known(gain(run)) ? (gain(run) >= 0 ? "+" : "−") + shown(Math.abs(gain(run))) : "–") },
   { title: "p", hint: "against the best run", of: (run) => run.test?.p, cell: againstBest },
   { title: "n", of: (run) => run.score?.n, cell: (run) => text(run.score?.n?.toLocaleString("en") ?? "–") },
   { title: "status", of: (run) => run.status, cell: (run) => Object.assign(text(run.status + (run.marks.length ? " ⚠" : ""), `text ${run.status}`), { title: run.marks.join("; ") }), isText: true },
   { title: "time", of: (run) => run.seconds, cell: (run) => text(duration(run.seconds)) },
   { title: "examples/s", of: (run) => run.rate, cell: (run) => text(run.rate == null ? "–" : String(+run.rate.toPrecision(4))) },
   { title: "peak GiB", of: (run) => run.memory, cell: (run) => text(run.memory == null ? "–" : String(+run.memory.toPrecision(3))) },
-  ...others.map((name) => ({ title: label(name), of: (run) => run.scores[name], cell: (run) => text(data.losses.includes(name) ? String(+(run.scores[name] ?? NaN).toPrecision(4)).replace("NaN", "–") : shown(run.scores[name])) })),
+  ...others.map((name) => ({ title: label(name), of: (run) => run.scores[name], cell: (run) => text(shown(run.scores[name], name)) })),
   { title: "note", of: (run) => run.note, cell: (run) => text(run.note, "text warn"), isText: true },
 ].filter((column) => column.title === "run" || column.isScore || runs.some((run) => known(column.of(run)) && column.of(run) !== ""));
 
@@ -123,13 +124,13 @@ function drawCurves() {
   const name = $("#curves select").value;
   const drawn = runs.filter((run) => run.curves[name]);
   const traces = drawn.map((run) => ({
-    name: run.name, x: run.curves[name][0], y: run.curves[name][1], mode: run.curves[name][0].length > 1 ? "lines" : "markers",
+    name: shortened(run.name), x: run.curves[name][0], y: run.curves[name][1], mode: run.curves[name][0].length > 1 ? "lines" : "markers",
     line: { width: 1.8 }, hovertemplate: "%{y:.5g}",
   }));
   const narrow = innerWidth < 640;
   Plotly.react($("#curves .plot"), traces, layout({
-    height: narrow ? 340 : 420, showlegend: drawn.length > 1 && (!narrow || drawn.length <= MANY),
-    legend: narrow ? { orientation: "h", y: -0.3 } : { font: { size: 12 } }, hovermode: drawn.length > MANY ? "closest" : "x unified", dragmode: narrow ? false : "zoom",
+    height: narrow ? 400 : 420, showlegend: drawn.length > 1 && (!narrow || drawn.length <= MANY),
+    legend: narrow ? { orientation: "h", yanchor: "top", y: -0.4 } : { font: { size: 12 } }, hovermode: drawn.length > MANY ? "closest" : "x unified", dragmode: narrow ? false : "zoom",
     xaxis: { title: { text: "step" } }, yaxis: { title: { text: name.replaceAll("_", " ") }, type: $("#curves input").checked ? "log" : "linear" },
   }), CONFIG);
 }
@@ -141,7 +142,7 @@ function drawHeatmap() {
   const [ys, xs] = [values(down), values(across)];
   const cells = ys.map((y) => xs.map((x) => scored.filter((run) => run.options[down] === y && run.options[across] === x)));
   const mean = (found) => (found.length ? found.reduce((sum, run) => sum + run.score.value, 0) / found.length : null);
-  const scale = scored.every((run) => isShare(run.score.value)) ? 100 : 1;
+  const scale = isShare(metric) ? 100 : 1;
   const z = cells.map((row) => row.map((found) => (found.length ? scale * mean(found) : null)));
   const dark = document.documentElement.dataset.theme === "dark";
   Plotly.react($("#heatmap .plot"), [{
@@ -165,7 +166,7 @@ function drawTypes() {
   const rows = listed.map((run) => element("tr", {}, element("td", { textContent: run.name, title: run.directory }), ...values.map((value) => {
     const found = run.by[column][value]?.[0];
     const cell = text(shown(found));
-    if (known(found) && isShare(found)) cell.style.background = `rgba(var(--heat), ${(0.45 * found).toFixed(3)})`;
+    if (known(found) && isShare(metric)) cell.style.background = `rgba(var(--heat), ${(0.45 * found).toFixed(3)})`;
     return cell;
   })));
   $("#types table").replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
@@ -313,6 +314,10 @@ function start() {
 
   $("nav").append(...[...document.querySelectorAll("section:not([hidden])")].map((section) => element("a", { href: `#${section.id}`, textContent: section.dataset.title })));
   $("#intervals").textContent = data.intervals;
+  if (metric && known(data.judge) && data.judge !== metric) {
+    const said = `${label(metric)} has no value for a single example: here it is ${label(data.judge)}.`;
+    document.querySelectorAll(".judge").forEach((place) => { place.textContent = said; });
+  }
   $("footer").textContent = data.notes.join(" ");
   $("#theme").onclick = () => setTheme(document.documentElement.dataset.theme !== "dark");
   const system = matchMedia("(prefers-color-scheme: dark)");
