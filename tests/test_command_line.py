@@ -59,6 +59,8 @@ MISTAKES = {
     "evaluation.generation.eos_token_id=1": ["evaluation.generation.eos_token_id", "model.end_of_turn"],
     "stage=export": ["stage=export", "run=DIRECTORY"],
     "peft.r=abc": ["peft.r='abc'", "int"],
+    "hydra.launcher.array_parallelism=2": ["no option 'array_parallelism'", "hydra/launcher=slurm_local"],
+    f"hydra.run.dir={__file__}": [f"{__file__} is a file", "another folder"],
     "peft.config_class=LoroConfig": ["'LoroConfig'", "did you mean 'LoraConfig'?"],
     "seed=abc": ["seed", "'abc'"],
     "seed=": ["seed"],

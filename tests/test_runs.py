@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import multiprocessing
 
+import numpy as np
 import pytest
+import torch
 
 from vlmexp.errors import UserError
 from vlmexp.files import new_folder, read_json, read_jsonl, write_json
@@ -119,6 +121,30 @@ def test_two_processes_cannot_work_in_one_directory(compose, tmp_path):
     finally:
         done.set()
         other.join()
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (None, "stage=pipeline returned None: a stage returns a dictionary"),
+        ({"metric": "abc"}, "stage=pipeline returned metric='abc', which is no number"),
+        ({"model": object()}, "run.json cannot hold: object cannot be written as JSON"),
+        ({"metric": torch.ones(2)}, "run.json cannot hold: a Tensor with 2 elements"),
+    ],
+    ids=["nothing", "text", "object", "tensor"],
+)
+def test_a_result_that_is_none_fails_the_run(result, said, compose, tmp_path):
+    with pytest.raises(UserError, match=said), Run.open(tmp_path, compose(), []) as run:
+        run.conclude(result)
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["result"]) == ("failed", {})
+    assert said in record["error"]
+
+
+def test_a_result_is_kept_as_plain_numbers(compose, tmp_path):
+    with Run.open(tmp_path, compose(), []) as run:
+        run.conclude({"metric": torch.tensor(0.5), "steps": np.int64(3)})
+    assert read_json(tmp_path / "run.json")["result"] == {"metric": 0.5, "steps": 3}
 
 
 def test_a_fallback_is_noted_once(compose, tmp_path):

@@ -171,6 +171,13 @@ def output_folder(arguments: list[str]) -> Path:
     return Path(named.get("sweep") or named.get(folder) or named.get(f"paths.{root}") or root)
 
 
+def refuse_a_file_as_folder(arguments: list[str]) -> None:
+    """Raise a UserError if runs are to go to, or below, what is a file."""
+    folder = output_folder(arguments)
+    if found := next((path for path in (folder, *folder.parents) if path.is_file()), None):
+        raise UserError(f"{found} is a file, so no runs can go to {folder}: name another folder.")
+
+
 def command_of(arguments: list[str], commands: Iterable[str]) -> str | None:
     """The command that `stage=` names, if it names one and no stage."""
     named = {key_of(override): override.partition("=")[2] for override in overrides(arguments)}

@@ -369,6 +369,8 @@ def explain(error: OmegaConfBaseException) -> str:
     key = str(error.full_key or error.key or "")
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and key:
         parent, _, name = key.rpartition(".")
+        if parent == "hydra.launcher":
+            return f"{key}: this launcher has no option {name!r}; choose hydra/launcher=slurm_local or slurm with it."
         known = _keys_at(parent)
         listing = f". There are: {', '.join(known)}." if known else "."
         return f"{key}: {parent or 'the config'} has no option {name!r}{closest(name, known) or listing}"

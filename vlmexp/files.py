@@ -6,6 +6,7 @@ A target has one writer at a time: run directories and prepared data are locked 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from vlmexp.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,18 +42,49 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows))
 
 
+def through_json(value: Any) -> Any:
+    """The value as it is when read back.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: JSON has no such value.
+    """
+    return json.loads(json.dumps(value, default=_plain))
+
+
+class DamagedFile(UserError, ValueError):
+    """A file that was written whole and is not any more."""
+
+
 def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value of a JSON file; raises DamagedFile."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged ({error}): restore it from a copy.") from None
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Rows of a file that may still be growing: a last line without its end is left out."""
+    """Rows of a file that may still be growing: a last line without its end is left out. Raises DamagedFile."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    # Not splitlines(): a text may hold U+2028 and other ends of lines, which JSON leaves as they are.
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    try:
+        text = path.read_text(encoding="utf-8")
+        # Not splitlines(): a text may hold U+2028 and other ends of lines, which JSON leaves as they are.
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged ({error}): restore it from a copy.") from None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of this file."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none
+        return False
+    return False
 
 
 @contextlib.contextmanager

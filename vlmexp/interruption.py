@@ -1,8 +1,8 @@
-"""Being told to stop: SIGTERM, and the signal by which submitit announces a preemption or a time limit.
+"""Being told to stop: SIGTERM, Ctrl-C, and the signal by which submitit announces a preemption or a time limit.
 
 A stage that can be repeated is left at once, an evaluation behind the batch it is at. Training ends at its next step
-boundary, behind a checkpoint. Either way the run's status becomes `preempted`, and the job goes back into its queue if
-it came from one.
+boundary, behind a checkpoint; a second Ctrl-C does not wait for it. Either way the run's status becomes `preempted`,
+and the job goes back into its queue if it came from one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+from vlmexp import distributed
 
 QUEUE_SIGNAL = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
 _REQUEUED_RANK_WAITS_S = 120.0
@@ -45,7 +47,10 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             yield interruption  # only the main thread may install handlers
             return
-        before = {number: signal.signal(number, interruption._receive) for number in (signal.SIGTERM, QUEUE_SIGNAL)}
+        listened = [signal.SIGTERM, QUEUE_SIGNAL]
+        if callable(signal.getsignal(signal.SIGINT)):  # the background jobs of a shell ignore it
+            listened.append(signal.SIGINT)
+        before = {number: signal.signal(number, interruption._receive) for number in listened}
         try:
             yield interruption
         finally:
@@ -54,7 +59,10 @@ class Interruption:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within the block a signal is noted and raises nothing; at the block's regular end it raises Preempted."""
+        """Within the block a signal is noted and raises nothing; at the block's regular end it raises Preempted.
+
+        A second Ctrl-C raises it at once.
+        """
         self._deferred = True
         try:
             yield
@@ -73,9 +81,11 @@ class Interruption:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        if self.signal is None:
+        # torchrun passes a Ctrl-C on to its processes, which have had it from the terminal.
+        insists = self._deferred and self.signal == number == signal.SIGINT and distributed.world_size() == 1
+        if self.signal is None or insists:
             self.signal = number
-            if not self._deferred:
+            if insists or not self._deferred:
                 raise Preempted(number)
 
 

@@ -162,6 +162,7 @@ def main() -> None:
             module_name, _, function_name = COMMANDS[command].rpartition(".")
             getattr(importlib.import_module(module_name), function_name)(sys.argv[1:])
             return
+        command_line.refuse_a_file_as_folder(sys.argv[1:])
         sys.argv[1:] = command_line.inherit_from_run(sys.argv[1:])
         if distributed.world_size() > 1:
             sys.argv[1:] = command_line.same_directory_on_all_ranks(sys.argv[1:])

@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 from vlmexp import __version__, distributed, provenance
 from vlmexp.config import Config
 from vlmexp.errors import UserError
-from vlmexp.files import digest, read_json, read_jsonl, write_json, write_text
+from vlmexp.files import digest, read_json, read_jsonl, through_json, write_json, write_text
 from vlmexp.interruption import Interruption, Preempted
 from vlmexp.storage import storage_error
 from vlmexp.tracking.tracker import Tracker
@@ -87,15 +87,31 @@ def refuse_other_config(directory: Path, config: dict[str, Any]) -> None:
     record = directory / "run.json"
     if not record.exists() or read_json(record)["key"] == config_key(config):
         return
-    changed = differences(read_config(directory), config)
-    listing = "; ".join(
-        f"{option} is {old!r} there and {new!r} here" for option, (old, new) in list(changed.items())[:6]
-    )
-    more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+    changed = _listed(differences(read_config(directory), config), "there", "here")
     raise UserError(
-        f"{directory} belongs to a run with another configuration: {listing}{more}. "
+        f"{directory} belongs to a run with another configuration: {changed}. "
         "Continue it with its own values, or leave out run= to start a new run."
     )
+
+
+def refuse_other_ranks(config: dict[str, Any]) -> None:
+    """Raise a UserError on all ranks unless they have the same stage and configuration; all ranks must ask."""
+    first, *others = distributed.gathered(config)
+    for rank, other in enumerate(others, start=1):
+        changed = differences(first, other)
+        if first["stage"] != other["stage"]:
+            changed["stage"] = first["stage"], other["stage"]
+        if changed:
+            listing = _listed(changed, "on rank 0", f"on rank {rank}")
+            raise UserError(f"The ranks of this job differ: {listing}. Start all of them with the same command line.")
+
+
+def _listed(changed: dict[str, tuple[Any, Any]], old_place: str, new_place: str) -> str:
+    """What `differences` found, in words."""
+    listing = "; ".join(
+        f"{option} is {old!r} {old_place} and {new!r} {new_place}" for option, (old, new) in list(changed.items())[:6]
+    )
+    return f"{listing} and {len(changed) - 6} more" if len(changed) > 6 else listing
 
 
 def finished_runs(root: Path, unfinished: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -143,10 +159,12 @@ class Run:
         """Create or continue the run in `directory`; on leaving the block its status is done, failed or preempted.
 
         Raises:
-            UserError: the directory belongs to another configuration, or another process is working in it.
+            UserError: the directory belongs to another configuration, or another process is working in it, or the
+                ranks of the job differ.
         """
         is_main = distributed.rank() == 0
         values = dataclasses.asdict(config)
+        refuse_other_ranks(values)
         directory = directory.resolve()
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -168,16 +186,17 @@ class Run:
         log_name = "train.log" if is_main else f"train-rank{distributed.rank()}.log"
         with Interruption.listening() as interruption, _log_to(directory / log_name, to_terminal=is_main):
             run = cls(directory, record, is_main, interruption, decides)
-            if is_main:
-                write_text(directory / "config.resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
-                run.path(".reserve").write_bytes(b"\0" * _RESERVE)
-            run.update()
             stop = threading.Event()
             beat = threading.Thread(target=run._beat, args=(stop,), daemon=True)
-            beat.start()
             try:
+                if is_main:
+                    write_text(directory / "config.resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+                    run.path(".reserve").write_bytes(b"\0" * _RESERVE)
+                run.update()
+                beat.start()
                 yield run
-            except Preempted:
+                run._finish("done")
+            except (Preempted, KeyboardInterrupt):
                 run._finish("preempted")
                 raise
             except BaseException as error:
@@ -189,11 +208,10 @@ class Run:
                 if on_disk is not None:
                     raise on_disk from error
                 raise
-            else:
-                run._finish("done")
             finally:
                 stop.set()
-                beat.join()
+                if beat.is_alive():
+                    beat.join()
                 if lock is not None:
                     lock.close()
 
@@ -209,9 +227,25 @@ class Run:
                 write_json(self.path("run.json"), self.record)
 
     def conclude(self, result: dict[str, Any]) -> None:
-        """Keep what the run came to."""
+        """Keep what the run came to.
+
+        Raises:
+            UserError: it is no dictionary that JSON can hold, or its main metric is no number.
+        """
+        stage = self.record["attempts"][-1]["stage"]
+        if not isinstance(result, dict):
+            raise UserError(
+                f"stage={stage} returned {result!r}: a stage returns a dictionary with what it came to, such as "
+                '{"metric": 0.5}, or an empty one.'
+            )
+        try:
+            plain = through_json(result)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"stage={stage} returned what run.json cannot hold: {error}.") from None
+        if not isinstance(plain.get("metric"), int | float | None):
+            raise UserError(f"stage={stage} returned metric={plain['metric']!r}, which is no number.")
         if self.decides:
-            self.update(result=result)
+            self.update(result=plain)
 
     def note_fallback(self, text: str) -> None:
         """Warn once that something other than what was asked for is done, and keep it in run.json."""

@@ -72,6 +72,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Imported late: Hydra imports this module whenever it looks for plugins.
+        from vlmexp.errors import UserError
         from vlmexp.launch.checking import check_points
         from vlmexp.launch.client import SweepFailed, current, refuse_failures, run_points
         from vlmexp.launch.snapshot import take_snapshot
@@ -81,7 +82,11 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
         setup_globals()
         sweep = Sweep(Path(str(self.config.hydra.sweep.dir)))
-        check_points(self.hydra_context.config_loader, self.config, job_overrides)
+        try:
+            check_points(self.hydra_context.config_loader, self.config, job_overrides)
+        except UserError:
+            sweep.discard_unless_begun()
+            raise
         given, hydra_overrides = self._search_path()
         folders = [Path(text.removeprefix("file://")).absolute() for text in given if text.startswith("file://")]
         with writing(sweep.directory, "or choose another place with hydra.sweep.dir"):

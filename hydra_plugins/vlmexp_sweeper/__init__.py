@@ -67,7 +67,7 @@ class OptunaSweeper(Sweeper):
         objective = Objective.of(settings.metric, settings.direction, config.stage)
         proposer = Proposer(space, objective, settings.sampler, settings.sampler_options, settings.seed)
         for overrides in space.probes():
-            check_point(loader, config, overrides)
+            objective.check(check_point(loader, config, overrides))
         search = Search(
             Sweep(Path(str(config.hydra.sweep.dir))),
             proposer,

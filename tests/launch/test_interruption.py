@@ -42,6 +42,31 @@ def test_a_signal_raises_at_once_or_at_the_end_of_a_deferred_block():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(("ranks", "heard"), [("1", ["first"]), ("2", ["first", "second"])])
+def test_a_second_ctrl_c_does_not_wait(ranks, heard, monkeypatch):
+    """But for that of torchrun, which gives its processes another one for each."""
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    seen = []
+
+    def deferred(interruption: Interruption) -> None:
+        with interruption.deferred():
+            for name in ("first", "second"):
+                os.kill(os.getpid(), signal.SIGINT)
+                seen.append(name)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    try:
+        with Interruption.listening() as interruption, pytest.raises(Preempted, match="SIGINT"):
+            deferred(interruption)
+        assert seen == heard
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with Interruption.listening():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_forked_worker_dies_of_sigterm_and_does_not_mind_the_other_signal():
     with Interruption.listening() as interruption:
         for number, ending in ((signal.SIGUSR2, 7), (signal.SIGTERM, -signal.SIGTERM)):
@@ -116,8 +141,9 @@ def start(arguments: list[str], cwd: Path, data_dir: Path) -> subprocess.Popen[s
     environment = cli_environment(data_dir)
     environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{cwd}"
     return subprocess.Popen(
-        [sys.executable, "-m", "vlmexp", *arguments], cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "vlmexp", *arguments], cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
 
 
 def wait_for(condition) -> None:
@@ -128,15 +154,47 @@ def wait_for(condition) -> None:
 
 
 @pytest.mark.slow
-def test_kill_stops_a_stage_at_once(tmp_path, data_dir):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_kill_stops_a_stage_at_once(number, tmp_path, data_dir):
     (tmp_path / "probe.py").write_text("import time\ndef stage(config, run):\n    time.sleep(600)\n    return {}\n")
     process = start(["stage=probe.stage"], tmp_path, data_dir)
     wait_for(lambda: list(tmp_path.glob("outputs/*/*/run.json")))
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert f"Stopped by SIGTERM. Continue with run={only_run(tmp_path)}" in said
+    assert process.returncode == 128 + number
+    assert f"Stopped by {number.name}. Continue with run={only_run(tmp_path)}" in said
     assert read_json(only_run(tmp_path) / "run.json")["status"] == "preempted"
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_modules_are_imported(tmp_path, data_dir):
+    """It comes as `hydra` is looked for."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "def kill(event, arguments):\n"
+        "    if event == 'import' and arguments[0] == 'hydra':\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(kill)\n"
+    )
+    process = start(["peft.r=2"], tmp_path, data_dir)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 130
+
+
+@pytest.mark.slow
+def test_kill_as_the_run_begins(cli, tmp_path):
+    """When its first run.json has just been given its name; the stage's module is imported before."""
+    (tmp_path / "probe.py").write_text(
+        "import os, signal, sys\n"
+        "def kill(event, arguments):\n"
+        "    if event == 'os.remove' and str(arguments[0]).endswith('.run.json.partial'):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.addaudithook(kill)\n"
+        "def stage(config, run):\n    return {}\n"
+    )
+    done = cli("stage=probe.stage", "hydra.run.dir=run", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    assert done.returncode == 143, done.stderr
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "preempted"
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_every_point_is_checked_before_the_first_starts(cli, mine, tmp_path):
     assert done.returncode == 2
     assert "point 1 (" in done.stderr
     assert "train.logging_steps=1.5 must be a whole number" in done.stderr
-    assert not (tmp_path / "sweep" / "points.jsonl").exists()
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_ctrl_c_leaves_the_jobs_alone(cli, mine, tmp_path, data_dir):

@@ -197,6 +197,7 @@ def test_a_search_as_it_is_typed(cli, tmp_path):
     statuses = [read_json(sweep / str(number) / "run.json")["status"] for number in range(4)]
     assert statuses.count("failed") == sum("peft.r=4" in point for point in overrides_of(sweep)) > 0
     assert "4 of 4 points, best: point" in done.stdout
+    assert f"{statuses.count('failed')} of 4 points did not reach their end, and the search has gone" in done.stdout
     best = OmegaConf.load(sweep / "optimization_results.yaml")
     assert best.best_value == max(read_json(path)["result"].get("metric", 0) for path in sweep.glob("[0-9]/run.json"))
     again = cli(*command, **mine)
@@ -211,6 +212,10 @@ def test_a_search_as_it_is_typed(cli, tmp_path):
         (["hydra/launcher=submitit_local"], "does not work with hydra/launcher=submitit_local: choose local"),
         (["hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_jobs=0 must be at least 1"),
         (["train.logging_steps=1,1.5"], "train.logging_steps=1.5 must be a whole number"),
+        (
+            ["hydra.sweeper.metric=accuracy"],
+            "metric 'accuracy' does not exist; did you mean 'vqa_accuracy'?",
+        ),
     ],
     ids=lambda value: str(value[-1]),
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from vlmexp.errors import UserError
 from vlmexp.launch.space import Space, read_space
+from vlmexp.main import CONFIG_DIR
 
 
 def read(*overrides: str) -> Space:
@@ -20,6 +23,7 @@ def read(*overrides: str) -> Space:
         ("8,16", CategoricalDistribution(["8", "16"])),
         ("choice(8,16,8)", CategoricalDistribution(["8", "16"])),
         ("choice([a,b],'x y',true)", CategoricalDistribution(["[a,b]", "x\\ y", "True"])),
+        ("choice(\"a,b\",\"it's [x]\",'','1')", CategoricalDistribution(["a\\,b", "'it\\'s [x]'", "", "'1'"])),
         ("range(1,10,4)", IntDistribution(1, 9, step=4)),
         ("range(3,0)", None),
         ("range(0,1,0.25)", FloatDistribution(0, 0.75, step=0.25)),
@@ -90,8 +94,11 @@ def test_what_is_given_last_counts():
         ("a=interval(2,1)", r"needs A < B"),
         ("a=tag(log,interval(0,1))", r"needs 0 < A < B"),
         ("a=tag(lgo,interval(1,2))", "tagged log, and not lgo"),
+        ("seed=glob(*)", r"seed=glob\(\*\) fits no file of a group"),
     ],
 )
 def test_a_mistake(override, part):
-    with pytest.raises(UserError, match=part):
-        read(override)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        with pytest.raises(UserError, match=part):
+            read_space(parser.parse_overrides([override]))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from rich.console import Console
 
 from vlmexp.errors import UserError
 from vlmexp.files import read_jsonl, write_json
-from vlmexp.launch.commands import table
-from vlmexp.launch.sweep import Sweep
+from vlmexp.launch.client import SweepFailed, refuse_failures
+from vlmexp.launch.commands import resume, status, table
+from vlmexp.launch.sweep import Plan, Sweep
 
 NOW = "2999-01-01T00:00:00+00:00"  # fresh, however long the tests take
 LONG_AGO = "2000-01-01T00:00:00+00:00"
@@ -60,7 +63,26 @@ def test_a_job_whose_run_says_nothing_is_told_apart(sweep):
     assert [standing.status for standing in standings] == ["running", "running"]
     assert standings[0].silent_s is None
     assert standings[1].silent_s > 86400
-    assert ["silent" in cell for cell in table(sweep, standings).columns[1].cells] == [False, True]
+    assert ["silent" in cell for cell in table(sweep, standings).columns[2].cells] == [False, True]
+
+
+def test_the_table_tells_points_apart_at_80_columns_whatever_their_values_hold(tmp_path):
+    sweep = Sweep(tmp_path / "[/] of mine")
+    sweep.add([[f"peft.r={r}", "peft.train_parts=[language]", f"seed={r}"] for r in (2, 4)])
+    sweep.add([["peft.r=8", "peft.train_parts=[language]", "collator.system_prompt='[/x] b'"]])
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(sweep, sweep.standings({})))
+    _, *rows = [line.split() for line in console.file.getvalue().splitlines() if "missing" in line]
+    assert rows == [
+        ["1", "r=4", "seed=4", "missing"],
+        ["2", "r=8", "system_prompt='[/x]", "b'", "missing"],
+        ["3", "missing"],
+    ]
+    sweep.add([["peft.r=8", "peft.train_parts=[projector]"]])
+    console.print(table(sweep, sweep.standings({})))
+    assert "train_parts=[language]" in console.file.getvalue()
+    assert "train_parts=[projector]" in console.file.getvalue()
+    assert "[/] of mine" in console.file.getvalue().replace("\n", "")
 
 
 def test_progress(sweep):
@@ -81,6 +103,76 @@ def test_numbers_stay_with_their_overrides(sweep):
     assert [(point.point, point.directory) for point in points] == [(3, "3"), (1, "1")]
     assert [row["point"] for row in read_jsonl(sweep.directory / "points.jsonl")] == [0, 1, 3]
     assert sweep.varied() == {0: "peft.r=2", 1: "peft.r=4", 3: "peft.r=8"}
+
+
+@pytest.fixture
+def ended(sweep) -> Sweep:
+    """One point is done and one has failed."""
+    sweep.plan = Plan("foreground", {"wait": True, "cancel_on_interrupt": True}, "code", [])
+    sweep.note_jobs({0: "999999990", 1: "999999991"})  # no processes
+    for point, written in enumerate(["done", "failed"]):
+        write_json(sweep.directory / str(point) / "run.json", {"status": written, "heartbeat": LONG_AGO})
+    return sweep
+
+
+def test_resume_says_how_to_run_what_failed(ended, capsys):
+    resume(["stage=resume", f"sweep={ended.directory}"])
+    assert capsys.readouterr().out == (
+        f"{ended.directory}: 0 of 2 points to run (1 done, 1 failed)\n  resume.failed=true runs what failed again\n"
+    )
+
+
+def test_a_damaged_record_hides_no_other_point(ended, capsys):
+    (ended.directory / "0" / "run.json").write_text('{"status": "do')
+    for command in (status, resume):
+        command([f"stage={command.__name__}", f"sweep={ended.directory}"])
+        said = capsys.readouterr()
+        assert "1 broken" in said.out
+        assert "1 failed" in said.out
+        assert said.err == (
+            f"vlmexp: {ended.directory}/0/run.json is damaged: restore it, or remove the folder and resume.\n"
+        )
+
+
+def test_points_that_have_vanished_are_named(ended, capsys):
+    (ended.directory / "points.jsonl").write_text("")
+    status(["stage=status", f"sweep={ended.directory}"])
+    assert "points.jsonl has lost points that were submitted (0, 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("launch.json", "{", r"launch.json is damaged \(.*\): restore it"),
+        ("points.jsonl", "{\n", r"points.jsonl is damaged \(.*\): restore it"),
+        ("launch.json", None, "launch.json is not there.*: start the sweep's own command again with hydra.sweep.dir="),
+    ],
+)
+def test_a_damaged_file_is_named(ended, name, text, part):
+    (ended.directory / name).unlink()
+    if text is not None:
+        (ended.directory / name).write_text(text)
+    with pytest.raises(UserError, match=part):
+        status(["stage=status", f"sweep={ended.directory}"])
+
+
+@pytest.mark.parametrize("value", ["0", "many"])
+def test_a_launcher_without_room_is_refused(sweep, value):
+    sweep.plan = Plan("local", {"array_parallelism": 2}, "code", [])
+    with pytest.raises(UserError, match=f"hydra.launcher.array_parallelism={value} must be a whole number"):
+        resume(["stage=resume", f"sweep={sweep.directory}", f"hydra.launcher.array_parallelism={value}"])
+
+
+def test_what_to_type_is_for_a_shell(tmp_path):
+    sweep = Sweep(tmp_path / "my own")
+    sweep.add([["peft.r=2"]])
+    with pytest.raises(SweepFailed, match=rf"stage=resume 'sweep={tmp_path}/my own'$"):
+        refuse_failures(sweep, sweep.standings({}))
+
+
+def test_a_stray_word_is_refused(sweep):
+    with pytest.raises(UserError, match="'two' is no option"):
+        status(["stage=status", f"sweep={sweep.directory}", "two"])
 
 
 def test_a_folder_that_is_no_sweep(sweep):

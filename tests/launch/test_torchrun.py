@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import cli_environment, only_run
+from tests.conftest import ROOT, cli_environment, only_run
 from vlmexp.files import read_json, read_jsonl
 
 pytestmark = pytest.mark.slow
@@ -43,6 +45,33 @@ def test_the_pipeline_on_two_ranks(cli, tmp_path, data_dir):
     assert during["eval_n"] == result["n"] == 8
     assert {name: during[f"eval_{name}"] for name in result["metrics"]} == result["metrics"]
     assert result["metrics"]["rouge1"] > 0
+
+
+def test_ranks_that_differ_are_refused(tmp_path, data_dir):
+    """On the Trainer's side they would train silently wrong, or wait for each other for ever."""
+    (tmp_path / "probe.py").write_text("def one(config, run):\n    return {}\ndef other(config, run):\n    return {}\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "vlmexp", *different, "hydra.run.dir=run"],
+            cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            env=cli_environment(data_dir)
+            | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for rank, different in enumerate(
+            (["stage=probe.one", "train.max_steps=6"], ["stage=probe.other", "train.max_steps=9"])
+        )
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], said
+    for text in said:
+        assert (
+            "The ranks of this job differ: train.max_steps is 6 on rank 0 and 9 on rank 1; "
+            "stage is 'probe.one' on rank 0 and 'probe.other' on rank 1."
+        ) in text
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

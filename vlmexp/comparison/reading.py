@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from vlmexp.errors import UserError, closest
-from vlmexp.files import read_json, read_jsonl
+from vlmexp.files import is_locked, read_json, read_jsonl
 
 EVALUATIONS = {"base": "base_vlm_model", "finetuned": "finetuned_vlm_model"}  # our name: how its files start
 # What the values that are read here are; one that is something else, in a damaged file, is left out and named.
@@ -33,7 +33,6 @@ EVALUATION = {
 }  # fmt: skip
 UNFINISHED = ("failed", "lost", "broken", "preempted", "pending", "running")
 WITHOUT_RESULT = ("preview",)  # stages of run directories that there is nothing to compare in
-_GONE_SHARE = 0.2  # of the time after which a run counts as lost, if its process is gone; two signs of life
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one written in C is ten times as fast
 
 
@@ -80,8 +79,8 @@ def find_runs(folders: Iterable[Path], lost_after_s: float) -> list[RunFiles]:
 
     Args:
         folders: run directories, sweeps, or folders that hold some at any depth.
-        lost_after_s: a run that has been silent for longer counts as lost; a fifth of that is enough where the
-            process was one of this machine and is gone.
+        lost_after_s: a run that has been silent for longer counts as lost; at once does one whose process was one of
+            this machine and is gone.
     """
     found: dict[Path, RunFiles] = {}
     for folder in folders:
@@ -116,7 +115,7 @@ def _read_run(directory: Path, lost_after_s: float) -> RunFiles:
     record["overrides"] = [str(override) for override in record.get("overrides", [])]
     status, text = str(record.get("status", "broken")), str(record.get("error", ""))
     silent_s = _seconds_since(record.get("heartbeat"))
-    if status == "running" and silent_s > (lost_after_s * _GONE_SHARE if _is_gone(record) else lost_after_s):
+    if status == "running" and (silent_s > lost_after_s or _is_gone(record, directory)):
         status, text = "lost", f"silent for {_span(silent_s)}"
     options = {}
     try:
@@ -155,8 +154,11 @@ def _shaped(content: Mapping[str, Any], kinds: Mapping[str, type], file: str) ->
     return kept, f"{file} is damaged at: {', '.join(unfit)}" if unfit else ""
 
 
-def _is_gone(record: Mapping[str, Any]) -> bool:
-    """Whether the run's last attempt was a process of this machine and is there no more."""
+def _is_gone(record: Mapping[str, Any], directory: Path) -> bool:
+    """Whether the run's last attempt was a process of this machine and is there no more.
+
+    One of another container with the same host name has no process that can be seen, but it holds its lock.
+    """
     attempts = record.get("attempts")
     last = attempts[-1] if isinstance(attempts, list) and attempts else None
     pid = get(last, "pid")
@@ -165,7 +167,7 @@ def _is_gone(record: Mapping[str, Any]) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return True
+        return not is_locked(directory / ".lock")
     except OSError:  # another user's
         return False
     return False
@@ -294,4 +296,6 @@ def _seconds_since(text: Any) -> float:
 def _span(span_s: float) -> str:
     if span_s == float("inf"):
         return "an unknown time"
+    if span_s < 60:
+        return f"{span_s:.0f} s"
     return f"{span_s / 86400:.0f} days" if span_s > 172_800 else f"{span_s / 60:.0f} min"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, open_dict
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from vlmexp import distributed
 from vlmexp.command_line import CONTINUING
+from vlmexp.config import Config
 from vlmexp.errors import UserError
 from vlmexp.main import check
 
@@ -26,12 +28,13 @@ def check_points(loader: ConfigLoader, config: DictConfig, all_overrides: Sequen
         UserError: a point could not start; nothing has been written so far.
     """
     distributed.refuse_sweep()  # of a preset, which -m does not announce
+    check_launcher(config.hydra.launcher)
     for number, overrides in enumerate(tqdm(all_overrides, desc="check", unit=" points", leave=False)):
         check_point(loader, config, overrides, f"point {number} ")
 
 
-def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str], name: str = "") -> None:
-    """The same for a single one."""
+def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str], name: str = "") -> Config:
+    """The same for a single one; returns its configuration."""
     name += f"({' '.join(overrides)})"
     composed = loader.load_sweep_config(config, list(overrides))
     if composed.hydra.sweeper.get("params") != config.hydra.sweeper.get("params"):
@@ -44,14 +47,23 @@ def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[st
     with open_dict(composed):
         del composed["hydra"]
     try:
-        check(composed)
+        return check(composed)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+
+
+def check_launcher(settings: Mapping[str, Any] | DictConfig) -> None:
+    """Raise a UserError if a launcher's number is too small: no point would ever start."""
+    for name in ("array_parallelism", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task"):
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise UserError(f"hydra.launcher.{name}={value} must be a whole number and at least 1.")
 
 
 def check_search(config: DictConfig) -> None:
     """Raise a UserError if a search cannot be made: a launcher without results, numbers out of range."""
     launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
+    check_launcher(launcher)
     if not str(launcher.get("_target_")).startswith(_LAUNCHERS):
         raise UserError(
             f"hydra/sweeper=optuna does not work with hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}: "

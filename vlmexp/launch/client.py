@@ -93,7 +93,7 @@ def refuse_failures(sweep: Sweep, standings: Sequence[Standing]) -> None:
         lines += [f"    {line}" for line in words.splitlines()]
         lines += [f"    log: {log}"] if log else []
     again = " resume.failed=true" if any(standing.status == "failed" for standing in bad) else ""
-    lines.append(f"Run them again: python -m vlmexp stage=resume sweep={sweep.directory}{again}")
+    lines.append(f"Run them again: python -m vlmexp stage=resume {sweep.argument}{again}")
     raise SweepFailed("\n".join(lines))
 
 
@@ -129,20 +129,20 @@ def _interrupted(sweep: Sweep, queue: Queue, jobs: Sequence[str], todo: Sequence
     """Cancel the jobs if that was asked for, and say what becomes of every point."""
     rest = f" Not submitted yet: {len(todo)} of the points; resume does so." if todo else ""
     if not jobs:
-        return f"No job was submitted. Begin again: python -m vlmexp stage=resume sweep={sweep.directory}"
+        return f"No job was submitted. Begin again: python -m vlmexp stage=resume {sweep.argument}"
     if not cancel:
         return f"The jobs go on.{rest}\n{_how_to_go_on(sweep, queue, jobs)}"
     if refusal := queue.cancel(jobs):
         return f"The jobs could not be cancelled ({refusal}).{rest}\n{_how_to_go_on(sweep, queue, jobs)}"
     return (
         f"The jobs are cancelled; a training saves a checkpoint first.{rest}\n"
-        f"  resume  python -m vlmexp stage=resume sweep={sweep.directory}"
+        f"  resume  python -m vlmexp stage=resume {sweep.argument}"
     )
 
 
 def _how_to_go_on(sweep: Sweep, queue: Queue, jobs: Sequence[str]) -> str:
     return (
-        f"  look    python -m vlmexp stage=status sweep={sweep.directory}\n"
-        f"  resume  python -m vlmexp stage=resume sweep={sweep.directory}\n"
+        f"  look    python -m vlmexp stage=status {sweep.argument}\n"
+        f"  resume  python -m vlmexp stage=resume {sweep.argument}\n"
         f"  cancel  {queue.cancel_command(jobs)}"
     )

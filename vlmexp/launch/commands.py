@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import NoReturn
 
 from omegaconf import OmegaConf
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from vlmexp import command_line
+from vlmexp.comparison.rows import short_options
 from vlmexp.errors import UserError, unknown
+from vlmexp.launch.checking import check_launcher
 from vlmexp.launch.client import current, refuse_failures, run_points
 from vlmexp.launch.snapshot import python_environment, take_snapshot
 from vlmexp.launch.sweep import Standing, Sweep
 
 _REFRESH_S = 5.0
-_STYLES = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "preempted": "yellow"}
+_STYLES = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "broken": "red", "preempted": "yellow"}
 _LAUNCHER = "hydra.launcher."
 
 
@@ -31,6 +35,7 @@ def status(arguments: list[str]) -> None:
     options = _options(arguments, {"sweep"})
     sweep = Sweep.named(options["sweep"])
     standings = current(sweep)
+    _report_damage(sweep, standings)
     console = Console()
     if not console.is_terminal:
         Console(width=200).print(table(sweep, standings))  # a file or another program wants whole values
@@ -59,12 +64,17 @@ def resume(arguments: list[str]) -> None:
             if name not in settings:
                 raise unknown("hydra.launcher option", name, settings)
             settings[name] = OmegaConf.to_object(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]
+    check_launcher(settings)
     wanted = ["missing", "lost", "preempted", *(["failed"] if _truth(options, "resume.failed") else [])]
     standings = current(sweep)
     points = [standing.point for standing in standings if standing.status in wanted]
-    left = {status: sum(s.status == status for s in standings) for status in ("done", "pending", "running", "failed")}
+    kinds = ("done", "pending", "running", "failed", "broken")
+    left = {status: sum(s.status == status for s in standings) for status in kinds}
     counts = ", ".join(f"{count} {name}" for name, count in left.items() if count and name not in wanted)
     print(f"{sweep.directory}: {len(points)} of {len(standings)} points to run{f' ({counts})' if counts else ''}")
+    if left["failed"] and "failed" not in wanted:
+        print("  resume.failed=true runs what failed again")
+    _report_damage(sweep, standings)
     queued = [standing.point for standing in standings if standing.status in ("pending", "running")]
     to_wait_for = queued if settings["wait"] else []
     if not points and not to_wait_for and sweep.search is None:
@@ -85,6 +95,20 @@ def resume(arguments: list[str]) -> None:
     refuse_failures(sweep, ended)
 
 
+def _report_damage(sweep: Sweep, standings: Sequence[Standing]) -> None:
+    """Say which points' records cannot be read, and which points are not in points.jsonl any more."""
+    for standing in standings:
+        if standing.status == "broken":
+            print(f"vlmexp: {sweep.last_words(standing)[0]}", file=sys.stderr)
+    if forgotten := sorted(sweep.jobs.keys() - {standing.point.point for standing in standings}):
+        numbers = ", ".join(map(str, forgotten))
+        print(
+            f"vlmexp: {sweep.directory / 'points.jsonl'} has lost points that were submitted ({numbers}): restore it "
+            "from a copy; what they are is in their run.json.",
+            file=sys.stderr,
+        )
+
+
 def _go_on_searching(sweep: Sweep, search: list[str], given: list[str], code: Path) -> NoReturn:
     """Become the search's client again, with the code that its points run."""
     quoted = str(sweep.directory).replace("'", "\\'")
@@ -95,32 +119,45 @@ def _go_on_searching(sweep: Sweep, search: list[str], given: list[str], code: Pa
 
 
 def table(sweep: Sweep, standings: Sequence[Standing]) -> Table:
-    """One row a point."""
-    shown = Table(title=f"{sweep.directory}", title_justify="left")
-    varied = sweep.varied()
-    for heading, justify in (
-        ("point", "right"), ("status", "left"), ("job", "left"), ("stage", "left"), ("step", "right"),
-        ("loss", "right"), ("remaining", "right"), ("metric", "right"), ("overrides", "left"),
-    ):  # fmt: skip
-        shown.add_column(heading, justify=justify, no_wrap=heading == "status")  # type: ignore[arg-type]
-    for standing in standings:
+    """One row a point, without the columns that say nothing; options have the short names of stage=compare."""
+    columns: dict[str, list[Text]] = {}
+    for standing, options in zip(standings, _varied(standings), strict=True):
         record = standing.record or {}
         running = [name for name, entry in record.get("stages", {}).items() if entry["status"] == "running"]
         metric = (record.get("result") or {}).get("metric")
-        shown.add_row(
-            str(standing.point.point),
-            f"[{_STYLES.get(standing.status, 'default')}]{standing.status}[/]{_silence(standing)}",
-            standing.job or "",
-            running[-1] if running and standing.status != "done" else "",
-            f"{standing.step or 0}/{standing.steps}" if standing.steps else "",
-            f"{standing.loss:.4g}" if standing.loss is not None else "",
-            _duration(standing.remaining_s) if standing.status == "running" else "",
-            f"{metric:.4g}" if metric is not None else "",
-            varied[standing.point.point],
-        )
+        status = Text(standing.status, _STYLES.get(standing.status, "")).append(_silence(standing), "default")
+        for heading, cell in {
+            "point": str(standing.point.point),
+            "overrides": options,
+            "status": status,
+            "job": standing.job or "",
+            "stage": running[-1] if running and standing.status != "done" else "",
+            "step": f"{standing.step or 0}/{standing.steps}" if standing.steps else "",
+            "loss": f"{standing.loss:.4g}" if standing.loss is not None else "",
+            "remaining": _duration(standing.remaining_s) if standing.status == "running" else "",
+            "metric": f"{metric:.4g}" if metric is not None else "",
+        }.items():
+            columns.setdefault(heading, []).append(cell if isinstance(cell, Text) else Text(cell))
+    told = {heading: cells for heading, cells in columns.items() if any(map(len, cells))}
+    title = Text(str(sweep.directory))
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for heading in told:
+        is_text = heading in ("overrides", "status", "job", "stage")
+        shown.add_column(heading, justify="left" if is_text else "right", overflow="fold")
+    for row in zip(*told.values(), strict=True):
+        shown.add_row(*row)
     counts = {name: sum(s.status == name for s in standings) for name in dict.fromkeys(s.status for s in standings)}
     shown.caption = ", ".join(f"{count} {name}" for name, count in counts.items())
     return shown
+
+
+def _varied(standings: Sequence[Standing]) -> list[str]:
+    """`r=4 seed=1`: those of each point's overrides that not all points have."""
+    points = [standing.point.overrides for standing in standings]
+    common = set.intersection(*map(set, points)) if len(points) > 1 else set()
+    varied = [[text.partition("=") for text in overrides if text not in common] for overrides in points]
+    short = short_options(sorted({option for overrides in varied for option, _, _ in overrides}))
+    return [" ".join(f"{short[option]}{sign}{value}" for option, sign, value in overrides) for overrides in varied]
 
 
 def _silence(standing: Standing) -> str:
@@ -137,9 +174,10 @@ def _duration(seconds: float | None) -> str:
 
 
 def _options(arguments: list[str], known: set[str]) -> dict[str, str]:
-    given = {
-        command_line.key_of(text): text.partition("=")[2].strip("'\"") for text in command_line.overrides(arguments)
-    }
+    options = command_line.overrides(arguments)
+    if stray := next((text for text in arguments if text not in options), None):
+        raise UserError(f"{stray!r} is no option: write option=value, and put a value with spaces into quotes.")
+    given = {command_line.key_of(text): text.partition("=")[2].strip("'\"") for text in options}
     given.pop("stage")
     for name in given:
         if name not in known and not (name.startswith(_LAUNCHER) and "resume.failed" in known):

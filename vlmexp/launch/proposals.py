@@ -13,11 +13,20 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from vlmexp.config import Config
 from vlmexp.errors import UserError, unknown
+from vlmexp.evaluation.score import metric_names
 from vlmexp.launch.space import Space
 from vlmexp.launch.sweep import Standing
 
 LOSSES = ("loss", "eval_loss")
+# What the results of the stages hold; those of evaluations hold each metric as well.
+RESULTS = {
+    "train": ("eval_loss", "loss", "best_metric", "steps"),
+    "eval_base": ("metric",),
+    "eval_finetuned": ("metric",),
+    "pipeline": ("metric", "base_metric"),
+}
 DIRECTIONS = ("maximize", "minimize")
 _ATTEMPTS = 20  # of the sampler at a point that has not been tried
 
@@ -50,6 +59,15 @@ class Objective:
                 "name one direction for each metric."
             )
         return cls(metrics, directions)
+
+    def check(self, config: Config) -> None:
+        """Raise a UserError if the stage will return no such metric; of a stage of one's own nobody knows."""
+        if config.stage not in RESULTS:
+            return
+        scores = [] if config.stage == "train" else metric_names(config.evaluation.metrics or config.dataset.metrics)
+        for name in self.metrics:
+            if name not in (known := [*RESULTS[config.stage], *scores]):
+                raise unknown("hydra.sweeper.metric", name, known)
 
     def values(self, standing: Standing) -> list[float] | None:
         """What a finished point came to; None if a value is no finite number.

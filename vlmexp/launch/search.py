@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 
@@ -66,6 +67,8 @@ class Search:
             refuse_failures(self.sweep, standings)
         if len(standings) < self.points:
             print(f"The space has only {len(standings)} points, and all have been tried.")
+        if bad := sum(standing.status != "done" for standing in standings):
+            print(f"{bad} of {len(standings)} points did not reach their end, and the search has gone on without them.")
         print(f"  results  {self.sweep.directory / RESULTS}")
         print(f'  compare  python -m vlmexp stage=compare "compare.runs=[{self.sweep.directory}]"')
 
@@ -115,9 +118,8 @@ class Search:
         overrides = [
             text for text in self.proposer.space.overrides(trial.params) if text not in self.proposer.space.fixed
         ]
-        params = {
-            text.partition("=")[0]: OmegaConf.from_dotlist([f"x={text.partition('=')[2]}"]).x for text in overrides
-        }
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        params = {override.get_key_element(): override.value() for override in parsed}
         return {"point": trial.user_attrs["point"], "values": trial.values, "params": params}
 
 

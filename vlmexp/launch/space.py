@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, Transformer
+from hydra.errors import HydraException
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -90,7 +92,10 @@ def read_space(overrides: Sequence[Override]) -> Space:
 
 def _distribution(override: Override) -> BaseDistribution:
     if override.is_choice_sweep():
-        return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
+        choices = list(dict.fromkeys(map(_choice, override.sweep_iterator())))
+        if not choices:
+            raise UserError(f"{override.input_line} fits no file of a group; name the values with choice(A,B).")
+        return CategoricalDistribution(choices)
     if override.is_range_sweep():
         values = sorted(override.sweep_iterator())  # type: ignore[type-var]
         if not values:
@@ -110,6 +115,22 @@ def _distribution(override: Override) -> BaseDistribution:
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=is_log)
     return FloatDistribution(low, high, log=is_log)
+
+
+def _choice(value: Any) -> str:
+    """A value as it stands on the command line. Hydra has taken the quotes off a text in choice(); some need them."""
+    text = Transformer.str(value)
+    if isinstance(value, str) and _read(text) != value:
+        return QuotedString(value, Quote.single).with_quotes()
+    return text
+
+
+def _read(text: str) -> Any:
+    """What Hydra reads; None if it cannot."""
+    try:
+        return OverridesParser.create().parse_override(f"x={text}").value()
+    except HydraException:
+        return None
 
 
 def _probed(distribution: BaseDistribution) -> list[Any]:

@@ -13,6 +13,8 @@ multirun/<day>/<time>/
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmexp.errors import UserError
-from vlmexp.files import read_json, read_jsonl, write_json, write_jsonl
+from vlmexp.files import DamagedFile, read_json, read_jsonl, write_json, write_jsonl
 from vlmexp.runs import LOST_AFTER_S, now
 
 _LOG_LINES = 4
@@ -57,8 +59,8 @@ class Plan:
 class Standing:
     """How a point stands.
 
-    status is missing (never submitted), pending, running, done, failed, preempted, or lost (it ran, no job has it any
-    more, and it wrote no end).
+    status is missing (never submitted), pending, running, done, failed, preempted, lost (it ran, no job has it any
+    more, and it wrote no end), or broken (its run.json cannot be read).
     """
 
     point: Point
@@ -119,10 +121,31 @@ class Sweep:
     def run_directory(self, point: Point) -> Path:
         return self.directory / point.directory
 
+    def discard_unless_begun(self) -> None:
+        """Remove the directory of a sweep that was refused, if it holds nothing but Hydra's multirun.yaml."""
+        if [path.name for path in self.directory.glob("*")] == ["multirun.yaml"]:
+            shutil.rmtree(self.directory)
+
+    @property
+    def argument(self) -> str:
+        """What names it on the command line, for a shell."""
+        return shlex.quote(f"sweep={self.directory}")
+
     @property
     def plan(self) -> Plan:
-        """How it was launched."""
-        return Plan(**read_json(self.directory / "launch.json"))
+        """How it was launched.
+
+        Raises:
+            UserError: the file that says so is not there.
+        """
+        path = self.directory / "launch.json"
+        try:
+            return Plan(**read_json(path))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is not there, which says how the points are launched: start the sweep's own command again "
+                f"with hydra.sweep.dir={self.directory}; what is done is not repeated."
+            ) from None
 
     @plan.setter
     def plan(self, plan: Plan) -> None:
@@ -165,6 +188,8 @@ class Sweep:
             record = read_json(directory / "run.json")
         except OSError:
             record = None
+        except DamagedFile:
+            return Standing(point, "broken", job)
         written = record["status"] if record else None
         state = states.get(job) if states is not None and job is not None else None
         if written in ("done", "failed") and state is None:
@@ -193,6 +218,8 @@ class Sweep:
         record, job = standing.record or {}, standing.job
         errors = [path for path in self.logs(job) if path.suffix == ".err" and path.stat().st_size] if job else []
         log = self.run_directory(standing.point) / "train.log"
+        if standing.status == "broken":
+            return f"{log.with_name('run.json')} is damaged: restore it, or remove the folder and resume.", None
         if standing.status == "failed" and record.get("error"):
             return str(record["error"]), log if log.exists() else next(iter(errors), None)
         text = errors[0].read_text(encoding="utf-8", errors="replace") if errors else ""
