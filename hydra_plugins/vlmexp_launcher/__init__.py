@@ -74,7 +74,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         # Imported late: Hydra imports this module whenever it looks for plugins.
         from vlmexp.errors import UserError
         from vlmexp.launch.checking import check_points
-        from vlmexp.launch.client import SweepFailed, current, refuse_failures, run_points
+        from vlmexp.launch.client import SweepFailed, current, refuse_another_launcher, refuse_failures, run_points
         from vlmexp.launch.snapshot import take_snapshot
         from vlmexp.launch.sweep import Plan, Sweep
         from vlmexp.main import CONFIG_DIR
@@ -96,12 +96,13 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
             searched = [next(copies) if text.startswith("file://") else text for text in given]
             hydra_overrides.append(f"hydra.searchpath=[{','.join(searched)}]")
         plan = Plan(self.kind, self.params, str(snapshot.relative_to(sweep.directory)), hydra_overrides)
-        with writing(sweep.directory, "or choose another place with hydra.sweep.dir"):
+        with writing(sweep.directory, "or choose another place with hydra.sweep.dir"), sweep.locked():
+            refuse_another_launcher(sweep, self.kind)
             sweep.plan = plan
             points = sweep.add(job_overrides)  # last: what has points can be resumed
         standings = current(sweep, list({point.point: point for point in points}.values()))
         queued = [s.point for s in standings if s.status in ("pending", "running")]
-        todo = [s.point for s in standings if s.status not in ("done", "pending", "running")]
+        todo = [s for s in standings if s.status not in ("done", "pending", "running")]
         also = f", {len(queued)} under way" if queued else ""
         print(f"{sweep.directory}: {len(todo)} of {len(standings)} points to run{also}", flush=True)
         failure = None

@@ -52,7 +52,7 @@ def test_a_point_that_fails_and_one_that_is_killed_do_not_end_it(cli, mine, tmp_
     assert "2 of 4 points did not reach their end" in done.stderr
     assert "Error executing job" not in done.stderr
     assert "point 1 failed: peft.r=3\n    RuntimeError: out of luck\n" in done.stderr
-    assert "point 2 lost: peft.r=5\n" in done.stderr
+    assert "point 2 lost: peft.r=5\n    killed by signal 9 (Killed)\n" in done.stderr
     assert [row["overrides"][1] for row in read_jsonl(sweep / "points.jsonl")] == [
         "peft.r=2", "peft.r=3", "peft.r=5", "peft.r=4",
     ]  # fmt: skip
@@ -89,18 +89,50 @@ def test_a_client_that_is_told_to_stop_stops_its_point(number, cli, mine, tmp_pa
     assert "2 of 2 points to run" in done.stdout
 
 
+def test_two_clients_share_the_points(cli, mine, tmp_path, data_dir):
+    """Each point runs once, one after the other, and both clients see the end."""
+    sweep = tmp_path / "sweep"
+
+    def client(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vlmexp", *arguments],
+            cwd=tmp_path, env=cli_environment(data_dir) | mine, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+
+    first = client("-m", "stage=probe.stage", "peft.r=2,4,8", "seed=1", "hydra.sweep.dir=sweep")
+    deadline = time.monotonic() + 60
+    while not (sweep / "0" / "run.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    second = client("stage=resume", f"sweep={sweep}")
+    assert second.stdout is not None
+    assert "2 of 3 points to run (1 running)" in second.stdout.readline()
+    assert "point   0  running" in second.stdout.readline()
+    assert len(read_jsonl(sweep / "jobs.jsonl")) == 1
+    (tmp_path / "go").touch()
+    for said, errors in (process.communicate(timeout=60) for process in (first, second)):
+        assert "point   2  done  metric=80" in said, errors
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert [row["point"] for row in read_jsonl(sweep / "jobs.jsonl")] == [0, 1, 2]
+    attempts = [read_json(sweep / str(number) / "run.json")["attempts"] for number in range(3)]
+    assert [len(of_point) for of_point in attempts] == [1, 1, 1]
+    assert attempts[1][0]["ended"] < attempts[2][0]["started"]
+
+
 def test_jobs_that_cannot_be_recorded_do_not_stay(disk: Disk, mine, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", mine["PYTHONPATH"])
     sweep = Sweep(tmp_path / "sweep")
-    points = sweep.add([["stage=probe.stage", "seed=1"]])
+    sweep.add([["stage=probe.stage", "seed=1"]])
     disk.mount("64k")
     (disk.folder / "jobs.jsonl").touch()
     disk.fill()
     (sweep.directory / "jobs.jsonl").symlink_to(disk.folder / "jobs.jsonl")
+    wanted = sweep.standings({})
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(OSError, match="No space left on device"):
-            run_points(sweep, points, Plan("foreground", {"wait": True, "cancel_on_interrupt": True}, "code", []))
+            run_points(sweep, wanted, Plan("foreground", {"wait": True, "cancel_on_interrupt": True}, "code", []))
     finally:
         signal.signal(signal.SIGTERM, before)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -164,6 +196,13 @@ def test_a_run_is_not_continued_by_a_point(cli, mine, tmp_path):
     done = cli("-m", "run=one,two", "hydra.sweep.dir=sweep", **mine)
     assert done.returncode == 2
     assert "point 0 (run=one): stage=pipeline continues run=one in its own directory" in done.stderr
+    assert not (tmp_path / "sweep" / "points.jsonl").exists()
+
+
+def test_the_directory_of_a_point_is_its_number(cli, mine, tmp_path):
+    done = cli("-m", "peft.r=2,4", "hydra.sweep.subdir=r${peft.r}", "hydra.sweep.dir=sweep", **mine)
+    assert done.returncode == 2
+    assert "hydra.sweep.subdir=r${peft.r}: the directory of a point is its number" in done.stderr
     assert not (tmp_path / "sweep" / "points.jsonl").exists()
 
 

@@ -103,6 +103,22 @@ def test_ctrl_c_leaves_the_jobs_alone(cli, mine, tmp_path, data_dir):
     assert [attempt["status"] for attempt in read_json(sweep / "0" / "run.json")["attempts"]] == ["preempted", "done"]
 
 
+def test_points_under_way_keep_their_launcher(cli, mine, tmp_path):
+    points = ["-m", "stage=probe.stage", "peft.r=2", "seed=1", "hydra.sweep.dir=sweep"]
+    done = cli(*points, "hydra/launcher=slurm_local", "hydra.launcher.wait=false", **mine)
+    assert done.returncode == 0, done.stderr
+    done = cli(*points, **mine)
+    assert done.returncode == 2
+    assert f"{tmp_path / 'sweep'} has 1 points under way with another launcher" in done.stderr
+    (tmp_path / "go").touch()
+    done = cli("stage=resume", "sweep=sweep", **mine)
+    assert done.returncode == 0, done.stderr
+    done = cli(*points, "peft.r=4", **mine)
+    assert done.returncode == 0, done.stderr
+    rows = read_jsonl(tmp_path / "sweep" / "jobs.jsonl")
+    assert [(row["point"], row["queue"]) for row in rows] == [(0, "local"), (1, "foreground")]
+
+
 def test_a_mistyped_command(cli, tmp_path):
     assert "sweep= is not set" in cli("stage=status").stderr
     assert (

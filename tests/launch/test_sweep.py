@@ -9,10 +9,12 @@ import pytest
 from rich.console import Console
 
 from vlmexp.errors import UserError
-from vlmexp.files import read_jsonl, write_json
+from vlmexp.files import read_jsonl, write_json, write_text
 from vlmexp.launch.client import SweepFailed, refuse_failures
 from vlmexp.launch.commands import resume, status, table
+from vlmexp.launch.queues import SlurmQueue
 from vlmexp.launch.sweep import Plan, Sweep
+from vlmexp.runs import _lock
 
 NOW = "2999-01-01T00:00:00+00:00"  # fresh, however long the tests take
 LONG_AGO = "2000-01-01T00:00:00+00:00"
@@ -38,10 +40,11 @@ def sweep(tmp_path) -> Sweep:
         ("failed", NOW, "PENDING", "pending"),
         ("done", NOW, None, "done"),
         ("done", NOW, "COMPLETING", "done"),
+        (None, NOW, "PENDING launch failed requeued held", "pending"),
     ],
 )
 def test_status_of_a_submitted_point(sweep, written, heartbeat, state, status):
-    sweep.note_jobs({0: "7_0"})
+    sweep.note_jobs({0: "7_0"}, "slurm")
     if written:
         write_json(sweep.directory / "0" / "run.json", {"status": written, "heartbeat": heartbeat})
     standings = sweep.standings({"7_0": state} if state else {})
@@ -50,13 +53,13 @@ def test_status_of_a_submitted_point(sweep, written, heartbeat, state, status):
 
 @pytest.mark.parametrize(("heartbeat", "status"), [(NOW, "running"), (LONG_AGO, "lost")])
 def test_without_a_queue_the_last_sign_of_life_decides(sweep, heartbeat, status):
-    sweep.note_jobs({0: "7_0", 1: "7_1"})
+    sweep.note_jobs({0: "7_0", 1: "7_1"}, "slurm")
     write_json(sweep.directory / "0" / "run.json", {"status": "running", "heartbeat": heartbeat})
     assert [standing.status for standing in sweep.standings(None)] == [status, "pending"]
 
 
 def test_a_job_whose_run_says_nothing_is_told_apart(sweep):
-    sweep.note_jobs({0: "7_0", 1: "7_1"})
+    sweep.note_jobs({0: "7_0", 1: "7_1"}, "slurm")
     for point, heartbeat in ((0, NOW), (1, LONG_AGO)):
         write_json(sweep.directory / str(point) / "run.json", {"status": "running", "heartbeat": heartbeat})
     standings = sweep.standings({"7_0": "RUNNING", "7_1": "RUNNING"})
@@ -85,13 +88,46 @@ def test_the_table_tells_points_apart_at_80_columns_whatever_their_values_hold(t
     assert "[/] of mine" in console.file.getvalue().replace("\n", "")
 
 
+def test_a_point_that_somebody_continues_is_not_lost(sweep):
+    sweep.note_jobs({0: "7"}, "slurm")
+    write_json(sweep.directory / "0" / "run.json", {"status": "running", "heartbeat": NOW})
+    assert sweep.standings({})[0].status == "lost"
+    with _lock(sweep.directory / "0"):
+        assert sweep.standings({})[0].status == "running"
+
+
+@pytest.mark.parametrize(("ended", "words"), [(LONG_AGO, "no such module"), (NOW, "out of memory")])
+def test_a_job_that_was_refused_says_why(sweep, ended, words):
+    """Before its run was opened, whose record is that of an earlier job."""
+    sweep.note_jobs({0: "7"}, "slurm")
+    record = {"status": "failed", "error": "out of memory", "attempts": [{"ended": ended}]}
+    write_json(sweep.directory / "0" / "run.json", record)
+    write_text(sweep.directory / ".submitit" / "7" / "7_0_log.err", "no such module\n")
+    assert sweep.last_words(sweep.standings({})[0])[0] == words
+
+
+def test_a_job_that_wrote_nothing(sweep):
+    sweep.plan = Plan("slurm", {}, "code", [])
+    sweep.note_jobs({0: "7"}, "slurm")
+    assert sweep.last_words(sweep.standings({})[0])[0] == (
+        f"The job has written nothing, not even to {sweep.directory}/.submitit/7: do all nodes see this folder?"
+    )
+
+
+def test_a_login_node_has_both_programs(tmp_path, monkeypatch):
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="there is no sbatch on this machine"):
+        SlurmQueue({}, tmp_path / ".submitit").submit([], tmp_path)
+
+
 def test_progress(sweep):
     directory = sweep.directory / "0"
     begun = (datetime.now(UTC) - timedelta(seconds=100)).isoformat()
     record = {"status": "running", "heartbeat": NOW, "progress": {"step": 10, "of": 40, "since": begun}}
     write_json(directory / "run.json", record)
     (directory / "metrics.jsonl").write_text('{"step": 20, "loss": 1.5}\n{"step": 20, "eval_loss": 2.0}\n')
-    sweep.note_jobs({0: "7"})
+    sweep.note_jobs({0: "7"}, "slurm")
     standing = sweep.standings({"7": "RUNNING"})[0]
     assert (standing.step, standing.steps, standing.loss) == (20, 40, 1.5)
     assert standing.remaining_s == pytest.approx(200, rel=0.05)
@@ -109,7 +145,7 @@ def test_numbers_stay_with_their_overrides(sweep):
 def ended(sweep) -> Sweep:
     """One point is done and one has failed."""
     sweep.plan = Plan("foreground", {"wait": True, "cancel_on_interrupt": True}, "code", [])
-    sweep.note_jobs({0: "999999990", 1: "999999991"})  # no processes
+    sweep.note_jobs({0: "999999990", 1: "999999991"}, "foreground")  # no processes
     for point, written in enumerate(["done", "failed"]):
         write_json(sweep.directory / str(point) / "run.json", {"status": written, "heartbeat": LONG_AGO})
     return sweep

@@ -39,6 +39,15 @@ def press_ctrl_c(client: subprocess.Popen[str]) -> None:
     os.killpg(client.pid, signal.SIGINT)  # a terminal sends it to the client and to all that it runs
 
 
+def slow_sbatch(folder: Path) -> str:
+    """PATH for a client that is held up in the middle of submitting."""
+    programs = folder / "programs"
+    programs.mkdir()
+    (programs / "sbatch").write_text(SLOW_SBATCH.format(sbatch=shutil.which("sbatch")))
+    (programs / "sbatch").chmod(0o755)
+    return f"{programs}{os.pathsep}{os.environ['PATH']}"
+
+
 def in_queue(slurm: Cluster) -> int:
     return slurm.run("squeue", "-h", "-r", "-o", "%i").count("\n")
 
@@ -46,14 +55,11 @@ def in_queue(slurm: Cluster) -> int:
 @pytest.mark.parametrize("cancel", [False, True])
 def test_ctrl_c(submit: Submit, slurm: Cluster, tmp_path: Path, cancel: bool):
     """While sbatch is at work; all points are submitted then, and all go on or none. Another client picks them up."""
-    sweep, programs = tmp_path / "sweep", tmp_path / "programs"
+    sweep = tmp_path / "sweep"
     (tmp_path / "probe.py").write_text(PROBE)
-    programs.mkdir()
-    (programs / "sbatch").write_text(SLOW_SBATCH.format(sbatch=shutil.which("sbatch")))
-    (programs / "sbatch").chmod(0o755)
     client = submit(
         "-m", "stage=probe.stage", "peft.r=2,3,4,5", *LAUNCHER, f"hydra.launcher.cancel_on_interrupt={cancel}",
-        PATH=f"{programs}{os.pathsep}{os.environ['PATH']}",
+        PATH=slow_sbatch(tmp_path),
     )  # fmt: skip
     wait_until(lambda: (tmp_path / "submitting").exists(), "the points are being submitted")
     press_ctrl_c(client)
@@ -83,6 +89,30 @@ def test_ctrl_c(submit: Submit, slurm: Cluster, tmp_path: Path, cancel: bool):
     }  # fmt: skip
     assert "point   3  done  metric=50" in said
     assert len(read_jsonl(sweep / "jobs.jsonl")) == (8 if cancel else 4)
+
+
+def test_two_clients_submit_a_point_once(submit: Submit, slurm: Cluster, tmp_path: Path):
+    """The second comes while sbatch is at work for the first. None of them starts points with another launcher."""
+    sweep = tmp_path / "sweep"
+    (tmp_path / "probe.py").write_text(PROBE)
+    first = submit("-m", "stage=probe.stage", "peft.r=2,3", *LAUNCHER, PATH=slow_sbatch(tmp_path))
+    wait_until(lambda: (tmp_path / "submitting").exists(), "the points are being submitted")
+    second = submit("stage=resume", f"sweep={sweep}")
+    assert second.stdout is not None
+    assert "2 of 2 points to run" in second.stdout.readline()
+    (tmp_path / "submit").touch()
+    wait_until(lambda: len(records(sweep)) == 2, "both points run")
+    other = submit("-m", "stage=probe.stage", "peft.r=2,3", "hydra.sweep.dir=sweep")
+    errors = other.communicate(timeout=120)[1]
+    assert other.returncode == 2
+    assert "has 2 points under way with another launcher" in errors
+    assert f"scancel {Sweep(sweep).jobs[0].partition('_')[0]}" in errors
+    (tmp_path / "go").touch()
+    for client in (first, second):
+        said, errors = client.communicate(timeout=120)
+        assert client.returncode == 0, errors
+        assert "point   1  done  metric=30" in said
+    assert [row["point"] for row in read_jsonl(sweep / "jobs.jsonl")] == [0, 1]
 
 
 def test_resume_runs_the_old_code_or_the_new(submit: Submit, slurm: Cluster, tmp_path: Path, checkout: Path):

@@ -140,6 +140,19 @@ def test_a_client_that_does_not_wait_and_a_cancelled_job(submit: Submit, slurm: 
     assert "2 preempted" in submit("stage=status", f"sweep={sweep}").communicate()[0]
 
 
+def test_a_job_that_can_never_start_is_told_of(submit: Submit, slurm: Cluster, tmp_path: Path):
+    client = submit("-m", "peft.r=2", *LAUNCHER, "hydra.launcher.nodes=5")
+    assert client.stdout is not None
+    said = [client.stdout.readline() for _ in range(3)]
+    job = Sweep(tmp_path / "sweep").jobs[0]
+    assert f"point   0  pending: SLURM does not start job {job} (PartitionConfig)" in said[2]
+    assert "pending (PartitionConfig)" in submit("stage=status", "sweep=sweep").communicate()[0]
+    slurm.run("scancel", job)
+    errors = client.communicate()[1]
+    assert client.returncode == 1
+    assert "The job has written nothing, not even to" in errors
+
+
 def test_what_sbatch_refuses_is_one_sentence(submit: Submit, tmp_path: Path):
     client = submit("-m", "peft.r=2,4", *LAUNCHER, "hydra.launcher.partition=nowhere")
     errors = client.communicate()[1]

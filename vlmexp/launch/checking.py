@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from vlmexp import distributed
@@ -29,6 +29,12 @@ def check_points(loader: ConfigLoader, config: DictConfig, all_overrides: Sequen
     """
     distributed.refuse_sweep()  # of a preset, which -m does not announce
     check_launcher(config.hydra.launcher)
+    subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[call-overload, index]
+    if subdir != "${hydra.job.num}":
+        raise UserError(
+            f"hydra.sweep.subdir={subdir}: the directory of a point is its number, which stage=status and stage=resume "
+            "find it by. Leave the option out, and name the sweep's directory with hydra.sweep.dir."
+        )
     for number, overrides in enumerate(tqdm(all_overrides, desc="check", unit=" points", leave=False)):
         check_point(loader, config, overrides, f"point {number} ")
 

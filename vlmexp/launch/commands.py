@@ -67,7 +67,7 @@ def resume(arguments: list[str]) -> None:
     check_launcher(settings)
     wanted = ["missing", "lost", "preempted", *(["failed"] if _truth(options, "resume.failed") else [])]
     standings = current(sweep)
-    points = [standing.point for standing in standings if standing.status in wanted]
+    points = [standing for standing in standings if standing.status in wanted]
     kinds = ("done", "pending", "running", "failed", "broken")
     left = {status: sum(s.status == status for s in standings) for status in kinds}
     counts = ", ".join(f"{count} {name}" for name, count in left.items() if count and name not in wanted)
@@ -161,7 +161,9 @@ def _varied(standings: Sequence[Standing]) -> list[str]:
 
 
 def _silence(standing: Standing) -> str:
-    """A job that its queue calls running and whose run says nothing: perhaps its node is gone."""
+    """A job that its queue calls running and whose run says nothing: perhaps its node is gone. Or why it is pending."""
+    if standing.reason is not None:
+        return f" ({standing.reason})"
     return f", silent for {_duration(standing.silent_s)}" if standing.silent_s is not None else ""
 
 

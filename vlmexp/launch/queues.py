@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlmexp.errors import UserError
+from vlmexp.files import write_text
 from vlmexp.interruption import on_interrupt
 from vlmexp.launch.point import GPUS
 from vlmexp.launch.snapshot import python_environment, shell_lines
+from vlmexp.launch.sweep import ENDING
 
 # Settings that all of submitit's executors know; what else there is gets the executor's name before it.
 _SHARED = (
@@ -37,7 +40,10 @@ class Queue(Protocol):
         """One job for each function, run with the code of the snapshot; returns the jobs' names."""
 
     def states(self, jobs: Sequence[str]) -> dict[str, str] | None:
-        """Job -> state of those jobs that have not ended; None if the queue does not answer."""
+        """Job -> state of those jobs that have not ended, with the reason if it waits for one: `PENDING Priority`.
+
+        None if the queue does not answer.
+        """
 
     def cancel(self, jobs: Sequence[str]) -> str | None:
         """Tell jobs to save and to end, while Ctrl-C is held back; returns what the queue has against it."""
@@ -67,15 +73,15 @@ class SlurmQueue:
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        try:
-            executor = submitit.AutoExecutor(
-                self.folder / "%j", cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"]
-            )
-        except RuntimeError:
-            raise UserError(
-                "hydra/launcher=slurm: there is no srun on this machine. Submit from a login node of the cluster, or "
-                "choose hydra/launcher=slurm_local."
-            ) from None
+        for program in ("srun", "sbatch"):
+            if not shutil.which(program):
+                raise UserError(
+                    f"hydra/launcher=slurm: there is no {program} on this machine. Submit from a login node of the "
+                    "cluster, or choose hydra/launcher=slurm_local."
+                )
+        executor = submitit.AutoExecutor(
+            self.folder / "%j", cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"]
+        )
         parameters = {
             name if name in _SHARED else f"slurm_{name}": value
             for name, value in self.settings.items()
@@ -96,14 +102,14 @@ class SlurmQueue:
         arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}))
         try:
             asked = subprocess.run(
-                ["squeue", "-h", "-r", "-o", "%i|%T", "-j", arrays], capture_output=True, text=True, timeout=60
+                ["squeue", "-h", "-r", "-o", "%i|%T %r", "-j", arrays], capture_output=True, text=True, timeout=60
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
         if asked.returncode and "Invalid job id" not in asked.stderr:
             return None
-        found = dict(line.split("|") for line in asked.stdout.split())
-        return {job: found[job] for job in jobs if job in found}
+        found = dict(line.split("|", 1) for line in asked.stdout.splitlines())
+        return {job: found[job].removesuffix(" None") for job in jobs if job in found}
 
     def cancel(self, jobs: Sequence[str]) -> str | None:
         states = self.states(jobs)
@@ -164,7 +170,7 @@ class ForegroundQueue:
     parallel: int | None = 1
 
     def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
-        self.settings, self.sweep = settings, folder.parent
+        self.folder, self.sweep = folder, folder.parent
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def submit(self, functions: Sequence[Any], snapshot: Path) -> list[str]:
@@ -174,7 +180,12 @@ class ForegroundQueue:
         return [str(process.pid) for process in started]
 
     def states(self, jobs: Sequence[str]) -> dict[str, str] | None:
-        return {job: "RUNNING" for job in jobs if _is_alive(job, self.sweep)}
+        for job, process in list(self._processes.items()):
+            if process.poll() is not None:
+                del self._processes[job]
+                with contextlib.suppress(OSError):  # on a full disk the point's end counts all the same
+                    write_text(self.folder / job / ENDING, _ending(process.returncode))
+        return {job: "RUNNING" for job in jobs if job in self._processes or _is_alive(job, self.sweep)}
 
     def cancel(self, jobs: Sequence[str]) -> str | None:
         for process in (self._processes[job] for job in jobs if job in self._processes):  # not another client's
@@ -196,6 +207,11 @@ def _is_alive(job: str, folder: Path) -> bool:
         command = Path("/proc", job, "cmdline").read_bytes()  # empty for a moment while the program is loaded
         return str(folder).encode() in command or not command
     return False
+
+
+def _ending(code: int) -> str:
+    """What a process's return code, negative after a signal, says of its end."""
+    return f"exit status {code}" if code >= 0 else f"killed by signal {-code} ({signal.strsignal(-code)})"
 
 
 @contextlib.contextmanager

@@ -1,5 +1,8 @@
 """A copy of the code and the config that a sweep was submitted with: what is edited later changes no queued job.
 
+The code is the package's. A user's own modules, named by dotted paths, are imported from where they lie when a job
+starts: they may read files that lie beside them.
+
 A copy and no git worktree, as the package may come from a wheel, and as changes that are not committed count too.
 """
 

@@ -2,30 +2,33 @@
 
 multirun/<day>/<time>/
   points.jsonl     {"point": 3, "overrides": ["peft.r=8"], "directory": "3"}, before anything is submitted
-  jobs.jsonl       {"point": 3, "job": "17_3", "submitted": "..."}, a line a submission
+  jobs.jsonl       {"point": 3, "job": "17_3", "queue": "slurm", "submitted": "..."}, a line a submission
   launch.json      the launcher's settings, for a later stage=resume
   search.json      {"arguments": [...]} of a search's command line, for the same
   code/<digest>/   the package and the config folders as they were; the jobs run these
-  .submitit/       submitit's own files and each job's output
+  .submitit/       submitit's own files and each job's output, or how its process ended
   0/  1/  2/       the run directories
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import shlex
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vlmexp.errors import UserError
-from vlmexp.files import DamagedFile, read_json, read_jsonl, write_json, write_jsonl
+from vlmexp.files import DamagedFile, is_locked, read_json, read_jsonl, write_json, write_jsonl
 from vlmexp.runs import LOST_AFTER_S, now
 
+ENDING = "ending"  # file in a job's folder that says how its process ended, from whoever waited for it
 _LOG_LINES = 4
 
 
@@ -59,8 +62,8 @@ class Plan:
 class Standing:
     """How a point stands.
 
-    status is missing (never submitted), pending, running, done, failed, preempted, lost (it ran, no job has it any
-    more, and it wrote no end), or broken (its run.json cannot be read).
+    status is missing (never submitted), pending, running, done, failed, preempted, lost (it ran, no job and no other
+    process has it any more, and it wrote no end), or broken (its run.json cannot be read).
     """
 
     point: Point
@@ -71,6 +74,7 @@ class Standing:
     steps: int | None = None
     loss: float | None = None
     remaining_s: float | None = None
+    reason: str | None = None  # why SLURM has not started it
     silent_s: float | None = None  # since its last sign of life, if that is too long for a run that goes on
 
 
@@ -157,26 +161,44 @@ class Sweep:
         path = self.directory / "search.json"
         return read_json(path)["arguments"] if path.exists() else None
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other clients from submitting for the length of the block; waits for one that does."""
+        with (self.directory / ".submit.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @property
+    def submissions(self) -> dict[int, dict[str, str]]:
+        """Number of a point -> its last line of jobs.jsonl."""
+        return {row["point"]: row for row in read_jsonl(self.directory / "jobs.jsonl")}
+
     @property
     def jobs(self) -> dict[int, str]:
         """Number of a point -> the job that it was given last."""
-        return {row["point"]: row["job"] for row in read_jsonl(self.directory / "jobs.jsonl")}
+        return {point: row["job"] for point, row in self.submissions.items()}
 
-    def note_jobs(self, jobs: Mapping[int, str]) -> None:
-        """Record which job each point was given."""
+    def note_jobs(self, jobs: Mapping[int, str], queue: str) -> None:
+        """Record which job each point was given, and in which kind of queue it is."""
         with (self.directory / "jobs.jsonl").open("a", encoding="utf-8") as file:
             for point, job in jobs.items():
-                file.write(json.dumps({"point": point, "job": job, "submitted": now()}) + "\n")
+                file.write(json.dumps({"point": point, "job": job, "queue": queue, "submitted": now()}) + "\n")
 
-    def standings(self, states: Mapping[str, str] | None, points: Sequence[Point] | None = None) -> list[Standing]:
+    def standings(
+        self,
+        states: Mapping[str, str] | None,
+        points: Sequence[Point] | None = None,
+        jobs: Mapping[int, str] | None = None,
+    ) -> list[Standing]:
         """How the points stand.
 
         Args:
-            states: job -> its state in the queue, as PENDING or RUNNING, of all jobs that have not ended; None if the
-                queue cannot be asked, and then a run's last sign of life decides.
+            states: job -> its state in the queue, as RUNNING or `PENDING Priority`, of all jobs that have not ended;
+                None if the queue cannot be asked, and then a run's last sign of life decides.
             points: of these points only.
+            jobs: those that the queue was asked for; another client may have submitted others since.
         """
-        jobs = self.jobs
+        jobs = self.jobs if jobs is None else jobs
         return [
             self._standing(point, jobs.get(point.point), states)
             for point in (self.points if points is None else points)
@@ -191,10 +213,11 @@ class Sweep:
         except DamagedFile:
             return Standing(point, "broken", job)
         written = record["status"] if record else None
-        state = states.get(job) if states is not None and job is not None else None
-        if written in ("done", "failed") and state is None:
+        told = states.get(job) if states is not None and job is not None else None
+        state, _, reason = (told or "").partition(" ")
+        if written in ("done", "failed") and not state:
             status = written
-        elif state is not None:
+        elif state:
             status = "done" if written == "done" else "running" if state in ("RUNNING", "COMPLETING") else "pending"
         elif written == "running":
             alive = states is None or job is None
@@ -205,9 +228,12 @@ class Sweep:
             status = "missing"
         else:
             status = "pending" if states is None else "lost"
+        if status == "lost" and is_locked(directory / ".lock"):  # somebody continues it with run=
+            status = "running"
         silent = _age_s(record["heartbeat"]) if record and status == written == "running" else 0.0
         progress = _progress(directory, record or {})
-        return Standing(point, status, job, record, *progress, silent if silent > LOST_AFTER_S else None)
+        waits_for = reason if status == "pending" and reason else None
+        return Standing(point, status, job, record, *progress, waits_for, silent if silent > LOST_AFTER_S else None)
 
     def logs(self, job: str) -> list[Path]:
         """What a job's processes printed: one file a rank for each of stdout and stderr."""
@@ -216,15 +242,27 @@ class Sweep:
     def last_words(self, standing: Standing) -> tuple[str, Path | None]:
         """Why a point ended, as far as its record and its logs tell, and the log to read on in."""
         record, job = standing.record or {}, standing.job
-        errors = [path for path in self.logs(job) if path.suffix == ".err" and path.stat().st_size] if job else []
+        logs = self.logs(job) if job else []
+        errors = [path for path in logs if path.suffix == ".err" and path.stat().st_size]
         log = self.run_directory(standing.point) / "train.log"
         if standing.status == "broken":
             return f"{log.with_name('run.json')} is damaged: restore it, or remove the folder and resume.", None
-        if standing.status == "failed" and record.get("error"):
+        if standing.status == "failed" and record.get("error") and self._has_opened(standing):
             return str(record["error"]), log if log.exists() else next(iter(errors), None)
+        folder = self.directory / ".submitit" / str(job)
+        if (folder / ENDING).exists():
+            return (folder / ENDING).read_text(encoding="utf-8"), log if log.exists() else None
+        if job and not logs and not record and self.plan.kind == "slurm":
+            return f"The job has written nothing, not even to {folder}: do all nodes see this folder?", None
         text = errors[0].read_text(encoding="utf-8", errors="replace") if errors else ""
         lines = [line.rpartition("\r")[2].strip() for line in text.splitlines() if line.strip()]
         return "\n".join(lines[-_LOG_LINES:]), next(iter(errors), log if log.exists() else None)
+
+    def _has_opened(self, standing: Standing) -> bool:
+        """Whether its record is of its newest job; one that was refused leaves that of the job before."""
+        submission = self.submissions.get(standing.point.point)
+        attempts = (standing.record or {}).get("attempts")
+        return not submission or not attempts or attempts[-1].get("ended", now()) >= submission["submitted"]
 
 
 def _age_s(text: str) -> float:
