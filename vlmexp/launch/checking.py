@@ -18,6 +18,12 @@ from vlmexp.main import check
 _LAUNCHERS = "hydra_plugins.vlmexp_launcher."
 
 
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """Without tqdm's thread: it would take the Ctrl-C that is held back while points are submitted, and forget it."""
+
+    monitor_interval = 0
+
+
 def check_points(loader: ConfigLoader, config: DictConfig, all_overrides: Sequence[Sequence[str]]) -> None:
     """Compose and check every point.
 
@@ -35,7 +41,7 @@ def check_points(loader: ConfigLoader, config: DictConfig, all_overrides: Sequen
             f"hydra.sweep.subdir={subdir}: the directory of a point is its number, which stage=status and stage=resume "
             "find it by. Leave the option out, and name the sweep's directory with hydra.sweep.dir."
         )
-    for number, overrides in enumerate(tqdm(all_overrides, desc="check", unit=" points", leave=False)):
+    for number, overrides in enumerate(_Bar(all_overrides, desc="check", unit=" points", leave=False)):
         check_point(loader, config, overrides, f"point {number} ")
 
 
