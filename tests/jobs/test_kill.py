@@ -57,7 +57,6 @@ def test_killed_at_every_kind_of_moment(cli, tmp_path, data_dir):
     moments: list[Callable[[], bool]] = [
         inside_evaluation,
         lambda: steps() >= 5,  # before the first checkpoint
-        lambda: steps() >= 14,
         saving(20),
         lambda: steps() >= 33,
         lambda: bool(list(run().glob(".model.*"))),
