@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import multiprocessing
+import os
+import signal
+import subprocess
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vlmexp.errors import UserError
-from vlmexp.files import new_folder, read_json, read_jsonl, write_json
-from vlmexp.provenance import redacted
-from vlmexp.runs import Run, config_key, differences, finished_runs, require_run
+from vlmexp.files import new_folder, read_json, read_jsonl, write_json, write_jsonl
+from vlmexp.interruption import Preempted
+from vlmexp.launch.snapshot import take_snapshot
+from vlmexp.provenance import GIT_STATE, git_state, redacted
+from vlmexp.runs import Run, config_key, differences, finished_runs, now, require_run
 
 
 def test_status_goes_from_running_to_done(compose, tmp_path):
@@ -36,7 +45,8 @@ def test_a_failure_is_recorded_with_its_traceback(compose, tmp_path):
         fail()
     record = read_json(tmp_path / "run.json")
     assert (record["status"], record["error"]) == ("failed", "RuntimeError: no luck")
-    assert record["stages"]["train"]["status"] == "running"
+    assert record["stages"]["train"]["status"] == "failed"
+    assert record["stages"]["train"]["seconds"] >= 0
     assert "in fail" in (tmp_path / "train.log").read_text()
     with Run.open(tmp_path, compose(), []):
         pass
@@ -162,6 +172,104 @@ def test_metrics_of_repeated_steps_are_forgotten(compose, tmp_path):
             file.write('{"step": 4, "lo')  # killed while it wrote
         run.forget_metrics_after(2)
     assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(Preempted(signal.SIGTERM), "preempted"), (KeyboardInterrupt(), "preempted")]
+)
+def test_a_stage_that_is_stopped_says_so(error, status, compose, tmp_path):
+    with pytest.raises(type(error)), Run.open(tmp_path, compose(), []) as run, run.stage("train"):
+        raise error
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["stages"]["train"]["status"]) == (status, status)
+    assert run.stage_result("train") is None
+
+
+def test_a_stage_whose_error_is_caught_has_failed_in_a_run_that_is_done(compose, tmp_path):
+    with Run.open(tmp_path, compose(), []) as run, contextlib.suppress(RuntimeError), run.stage("probe"):
+        raise RuntimeError("no luck")
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["stages"]["probe"]["status"]) == ("done", "failed")
+
+
+def test_a_stage_that_was_killed_does_not_go_on_running_in_the_next_attempt(compose, tmp_path):
+    with Run.open(tmp_path, compose(), []) as run:
+        killed = run.record | {"status": "running", "stages": {"train": {"status": "running", "started": now()}}}
+    write_json(tmp_path / "run.json", killed)
+    with Run.open(tmp_path, compose("stage=download"), []):
+        assert read_json(tmp_path / "run.json")["stages"]["train"]["status"] == "lost"
+
+
+def test_files_of_json_hold_no_number_that_json_lacks(compose, tmp_path):
+    row = {"step": 1, "loss": math.nan, "all": [math.inf, {"x": -math.inf}, np.float32("nan")], "lr": 0.5}
+    plain = {"step": 1, "loss": None, "all": [None, {"x": None}, None], "lr": 0.5}
+    with Run.open(tmp_path, compose(), []) as run:
+        run.log_metrics(row)
+        run.conclude({"metric": math.nan, "loss": torch.tensor(math.inf)})
+        run.update(note=row)
+        run.forget_metrics_after(1)
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    for name in ("metrics.jsonl", "rows.jsonl", "run.json"):
+        text = (tmp_path / name).read_text()
+        values = [json.loads(text, parse_constant=pytest.fail)]
+        assert values[0].get("note", values[0]) == plain
+    assert read_json(tmp_path / "run.json")["result"] == {"metric": None, "loss": None}
+
+
+def test_files_of_before_may_hold_numbers_that_json_lacks(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": -Infinity}\n')
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None}, {"step": 2, "loss": None}]
+
+
+def test_files_of_a_folder_have_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with new_folder(tmp_path / "model") as folder:
+            save_file({"a": torch.zeros(3)}, folder / "model.safetensors")  # leaves it to its owner alone
+            (folder / "inside").mkdir()
+            save_file({"a": torch.zeros(3)}, folder / "inside" / "model.safetensors")
+            (folder / "config.json").write_text("{}")
+        write_json(tmp_path / "run.json", {})
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "model").rglob("*.*"), tmp_path / "run.json"]
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == dict.fromkeys(
+        ["model.safetensors", "config.json", "run.json"], "0o640"
+    )
+
+
+def test_the_git_state_goes_with_a_copy_of_the_code(tmp_path):
+    checkout = tmp_path / "checkout"
+    (checkout / "vlmexp").mkdir(parents=True)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert git_state(checkout) is None
+    git("init")
+    (checkout / "vlmexp" / "a.py").write_text("x = 1\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = git_state(checkout)
+    assert clean == {"sha": git("rev-parse", "HEAD").strip(), "diff": ""}
+    (checkout / "vlmexp" / "a.py").write_text("x = 2\n")
+    state = git_state(checkout)
+    assert state["sha"] == clean["sha"]
+    assert "-x = 1\n+x = 2\n" in state["diff"]
+    (tmp_path / "copy").mkdir()
+    write_json(tmp_path / "copy" / GIT_STATE, state)
+    assert git_state(tmp_path / "copy") == state
+
+
+def test_a_snapshot_is_another_for_another_state_of_the_checkout(tmp_path, monkeypatch):
+    (tmp_path / "conf").mkdir()
+    taken = []
+    for sha in ("one", "two", "two"):
+        monkeypatch.setattr("vlmexp.launch.snapshot.git_state", lambda sha=sha: {"sha": sha, "diff": ""})
+        taken.append(take_snapshot(tmp_path / "code", tmp_path / "conf"))
+    assert [read_json(folder / GIT_STATE)["sha"] for folder in taken] == ["one", "two", "two"]
+    assert len(set(taken)) == 2
 
 
 def test_differences_are_named_by_option():

@@ -10,12 +10,13 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vlmexp import config as schema
-from vlmexp import distributed
+from vlmexp import distributed, quoting
 from vlmexp.config import Config
 from vlmexp.errors import UserError, closest
 from vlmexp.provenance import secrets_of_environment
@@ -47,6 +48,14 @@ Groups:
 # Stages that work inside the directory named by run=; the others read it and write to one of their own.
 CONTINUING = ("pipeline", "download", "eval_base", "train", "export")
 
+# Options that name where runs go; nothing else tells that they are empty.
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "paths.data", "paths.outputs", "paths.multirun")
+# Of Hydra and ours; what they ask for is printed, and nothing is run.
+PRINTING_FLAGS = (
+    "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--package", "-p", "--shell-completion",
+    "-sc",
+)  # fmt: skip
+
 GROUPS_SET_TO_NULL = [
     f"{name}=null" for name in ("model", "dataset", "collator", "peft", "train", "evaluation", "tracking")
 ]
@@ -57,7 +66,10 @@ def read_dotenv() -> None:
     if Path(".env").is_file():
         from dotenv import load_dotenv
 
-        load_dotenv(".env")
+        try:
+            load_dotenv(".env")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{Path('.env').absolute()} is no UTF-8 ({error}): write it anew as plain text.") from None
 
 
 def overrides(arguments: list[str]) -> list[str]:
@@ -108,6 +120,12 @@ def _first_sentence(file: Path) -> str:
     return re.split(r"(?<!et al)\. ", " ".join(paragraph))[0].rstrip(".:")
 
 
+def sweep_flag_first(arguments: list[str]) -> list[str]:
+    """The arguments with -m before all others, as Hydra takes no options on both sides of it."""
+    flags = [text for text in arguments if _sweeps([text])]
+    return [*flags, *(text for text in arguments if text not in flags)]
+
+
 def choose_experiments(arguments: list[str]) -> list[str]:
     """The arguments with `experiment=` for `+experiment=`: the group is in the defaults list, where Hydra adds none."""
     return [text.removeprefix("+") if key_of(text) == "experiment" else text for text in arguments]
@@ -118,6 +136,13 @@ def is_single_run(arguments: list[str]) -> bool:
     if any(argument in ("-m", "--multirun", "--experimental-rerun") for argument in arguments):
         return False
     return all(argument in overrides(arguments) for argument in arguments)
+
+
+def only_prints(arguments: list[str], stages: Iterable[str]) -> bool:
+    """Whether the command answers a question on the terminal, and neither starts nor writes anything."""
+    if any(key_of(text) in ("compare.html", "compare.output") for text in arguments):
+        return False
+    return any(text in PRINTING_FLAGS or text in [f"stage={stage}" for stage in stages] for text in arguments)
 
 
 def refuse_sweeps_of(stages: Iterable[str], arguments: list[str]) -> None:
@@ -145,7 +170,7 @@ def inherit_from_run(arguments: list[str]) -> list[str]:
         raise UserError("run= is empty: name a run directory, or leave it out to start a new run.")
     if not wanted or wanted == "null" or "-m" in arguments or "--multirun" in arguments:
         return arguments
-    directory = Path(wanted.strip("'\"")).expanduser()
+    directory = Path(quoting.text_of(wanted)).expanduser()
     record = require_run(directory, Path(named.get("paths.outputs", "outputs")))
     # An option that is given again, or whose whole group is chosen anew, is not inherited.
     inherited = [
@@ -165,16 +190,19 @@ def inherit_from_run(arguments: list[str]) -> list[str]:
 
 def output_folder(arguments: list[str]) -> Path:
     """Where the command's runs go, as far as its arguments tell."""
-    named = {key_of(text): text.partition("=")[2].strip("'\"") for text in arguments}
+    named = {key_of(text): quoting.text_of(text.partition("=")[2]) for text in arguments if "=" in text}
     sweeps = "-m" in arguments or "--multirun" in arguments
     folder, root = ("hydra.sweep.dir", "multirun") if sweeps else ("hydra.run.dir", "outputs")
     return Path(named.get("sweep") or named.get(folder) or named.get(f"paths.{root}") or root)
 
 
-def refuse_a_file_as_folder(arguments: list[str]) -> None:
-    """Raise a UserError if runs are to go to, or below, what is a file."""
+def refuse_unusable_folder(arguments: list[str]) -> None:
+    """Raise a UserError if runs are to go to, or below, what is a file, or to no name at all."""
+    for text in arguments:
+        if key_of(text) in FOLDERS and "=" in text and not quoting.text_of(text.partition("=")[2]).strip():
+            raise UserError(f"{text} is empty: name a folder, or leave it out.")
     folder = output_folder(arguments)
-    if found := next((path for path in (folder, *folder.parents) if path.is_file()), None):
+    if found := next((path for path in (folder, *folder.parents) if os.path.isfile(path)), None):
         raise UserError(f"{found} is a file, so no runs can go to {folder}: name another folder.")
 
 
@@ -211,30 +239,94 @@ def refuse_occupied_directory(given: list[str], config: Config) -> None:
 
     for override in given:
         if key_of(override) == "hydra.run.dir":
-            directory = Path(override.partition("=")[2].strip("'\""))
+            directory = Path(quoting.text_of(override.partition("=")[2]))
             if (directory / "run.json").exists():
                 refuse_other_config(directory, dataclasses.asdict(config))
 
 
-def explain(error: HydraException | OmegaConfBaseException | YAMLError) -> str:
-    """One sentence for an error of Hydra's or OmegaConf's composition."""
+def explain(error: HydraException | OmegaConfBaseException | YAMLError, sweeps: bool = False) -> str:
+    """One sentence for an error of Hydra's or OmegaConf's composition.
+
+    Args:
+        sweeps: whether the command was to start a sweep.
+    """
     for origin in (error, error.__cause__, error.__context__):
         if isinstance(origin, OmegaConfBaseException):
             return schema.explain(origin)
     text = " ".join(str(error).split())
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override, sweeps)
     options = getattr(error, "options", None)
     missing = getattr(error, "missing_cfg_file", None)
     if missing and options:
         group, _, name = str(missing).rpartition("/")
         return f"{group}={name} does not exist{closest(name, options) or '.'} There are: {', '.join(options)}."
-    if text.startswith("Ambiguous value for argument"):
-        sweep = text.split("'")[1]
-        option, _, values = sweep.partition("=")
-        return f"{sweep} are several values: sweep over them with -m, or write {option}=[{values}] for a list."
+    if (several := re.match(r"Ambiguous value for argument '(.*?)'\n1\. ", str(error), re.DOTALL)) is not None:
+        return _several_values(several[1])
+    if (several := re.fullmatch(r"Sweep parameters '(.*)' requires --multirun", str(error), re.DOTALL)) is not None:
+        return f"{several[1]} is a sweep: start it with -m."
     if isinstance(error, YAMLError):
         return f"A configuration file is no valid YAML: {text}."
     return text
 
 
+def _unreadable(override: str, sweeps: bool) -> str:
+    """What to say of an override that Hydra's grammar does not take, and how it is typed."""
+    key, _, value = override.partition("=")
+    if quoting.parsed(f"{key}=1") is None:
+        return f"{override}: {key!r} is no name of an option."
+    way = quoting.typed(override, sweeps)
+    what = f"{override}: Hydra, which reads the command line, does not take {value!r} without quotes."
+    return f"{what} Type it with the quotes of Hydra inside those of the shell: {way}" if way else what
+
+
+def _several_values(override: str) -> str:
+    """What to say of values divided by commas where no sweep was asked for."""
+    option, _, values = override.partition("=")
+    one = f"for one text type {quoting.one_text(override)}"
+    if _exists(values):
+        return f"{override} are several values for Hydra, and there is a file of this name: {one}"
+    ways = ["sweep over them with -m"]
+    if not all(re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?|true|false", item.strip()) for item in values.split(",")):
+        ways.append(one)
+    if schema.may_be_list(option.lstrip("+")):
+        ways.append(f"for a list type {quoting.typed(f'{option}=[{values}]')}")
+    return f"{override} are several values: {', or '.join(ways)}"
+
+
+def refuse_divided_paths(arguments: list[str]) -> None:
+    """Raise a UserError if a sweep would take the name of a file for several values, because of its commas."""
+    if not _sweeps(arguments):
+        return
+    for text in overrides(arguments):
+        value = text.partition("=")[2]
+        if "," in value and _exists(value):
+            raise UserError(
+                f"{text} would be a sweep over {value.count(',') + 1} values, and there is a file or folder of this "
+                f"name: type {quoting.one_text(text)}"
+            )
+
+
+def refuse_stray_words(arguments: list[str]) -> None:
+    """Raise a UserError if a word sets nothing: most often the rest of a value with a space in it."""
+    for number, word in enumerate(arguments):
+        before = arguments[number - 1] if number else ""
+        is_of_flag = before.startswith("-") and not _sweeps([before])
+        if word.startswith(("-", "~")) or "=" in word or is_of_flag:
+            continue
+        rest = itertools.takewhile(lambda text: "=" not in text and not text.startswith("-"), arguments[number:])
+        whole = quoting.typed(" ".join([before, *rest])) if "=" in before else None
+        way = f", and a value with spaces in quotes: {whole}" if whole else "."
+        raise UserError(f"{word!r} is no option: write option=value{way}")
+
+
+def _sweeps(arguments: list[str]) -> bool:
+    return "-m" in arguments or "--multirun" in arguments
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))  # not Path's own, which raises for a name that is too long
+
+
 def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "\\'") + "'"
+    return QuotedString(str(path), Quote.single).with_quotes()

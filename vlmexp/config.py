@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    GrammarParseError,
+    InterpolationKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from omegaconf.errors import ValidationError as OmegaConfValidationError
 
 from vlmexp.errors import UserError, closest
@@ -377,11 +384,27 @@ def explain(error: OmegaConfBaseException) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{key} has no default: set it with {key}=VALUE."
     first_line = str(error.msg if error.msg else error).splitlines()[0].rstrip(".")
+    if isinstance(error, InterpolationKeyError | GrammarParseError):
+        return (
+            f"{f'{key}: ' if key else ''}{first_line}. ${{NAME}} is the value of the option NAME; of an environment "
+            "variable it is ${oc.env:NAME}, and \\${NAME} are these letters themselves."
+        )
     if "is not a ListConfig" in first_line:
         return f"{key} takes a list: write {key}=[A,B], or {key}=[A] for one value."
     if isinstance(error, OmegaConfValidationError) and key:
         return f"{key}: {first_line}."
     return f"{key}: {first_line}" if key else first_line
+
+
+def may_be_list(key: str) -> bool:
+    """Whether an option can hold a list, as far as the schema knows it."""
+    try:
+        OmegaConf.update(schema_node(), key, [])
+    except ConfigAttributeError:
+        return True
+    except OmegaConfBaseException:
+        return False
+    return True
 
 
 def _keys_at(path: str) -> list[str]:

@@ -18,12 +18,12 @@ _control: Any = None  # a gloo group: agreeing costs no synchronisation with the
 
 def rank() -> int:
     """This process among all of the job; rank 0 is the one that writes."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def world_size() -> int:
     """How many processes the job has."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def refuse_sharding() -> None:
@@ -51,7 +51,18 @@ def refuse_sweep() -> None:
 
 def local_world_size() -> int:
     """How many of the job's processes run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _number("LOCAL_WORLD_SIZE", 1)
+
+
+def _number(name: str, least: int) -> int:
+    """What a launcher has set, or the least that there can be."""
+    text = os.environ.get(name, str(least))
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(
+            f"The environment variable {name}={text} must be a whole number from {least} on: torchrun, accelerate and "
+            "SLURM set it for several processes; unset it for one."
+        )
+    return int(text)
 
 
 def start() -> None:

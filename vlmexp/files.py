@@ -32,14 +32,26 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def json_text(value: Any, **form: Any) -> str:
+    """The value as JSON, which has neither NaN nor infinity: null stands for them.
+
+    Args:
+        form: further arguments of json.dumps, such as indent.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain, **form)
+    except ValueError:
+        return json.dumps(through_json(value), ensure_ascii=False, allow_nan=False, **form)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace the file by the value as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Replace the file by one JSON value a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows))
+    write_text(path, "".join(json_text(row) + "\n" for row in rows))
 
 
 def through_json(value: Any) -> Any:
@@ -48,7 +60,7 @@ def through_json(value: Any) -> Any:
     Raises:
         TypeError, ValueError, RuntimeError: JSON has no such value.
     """
-    return json.loads(json.dumps(value, default=_plain))
+    return _parsed(json.dumps(value, default=_plain))
 
 
 class DamagedFile(UserError, ValueError):
@@ -58,7 +70,7 @@ class DamagedFile(UserError, ValueError):
 def read_json(path: Path) -> Any:
     """The value of a JSON file; raises DamagedFile."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DamagedFile(f"{path} is damaged ({error}): restore it from a copy.") from None
 
@@ -70,7 +82,7 @@ def read_jsonl(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
         # Not splitlines(): a text may hold U+2028 and other ends of lines, which JSON leaves as they are.
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        return [_parsed(line) for line in text.split("\n")[:-1]]
     except ValueError as error:
         raise DamagedFile(f"{path} is damaged ({error}): restore it from a copy.") from None
 
@@ -95,11 +107,28 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        open_to_umask(temporary)
         if path.exists():
             shutil.rmtree(path)
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_to_umask(folder: Path) -> None:
+    """Give the files below a folder the permissions that the umask leaves to new ones, as the folder itself has them.
+
+    Libraries that write a temporary file first leave it to its owner alone: safetensors does so with weights.
+    """
+    for path in folder.rglob("*"):
+        mode = path.parent.stat().st_mode & 0o666
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o666 != mode:
+            path.chmod(mode)
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text; the NaN and Infinity that Python writes, and that earlier files hold, become None."""
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 def _plain(value: Any) -> Any:

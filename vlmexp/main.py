@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vlmexp import command_line, distributed
+from vlmexp import command_line, distributed, terminal
 from vlmexp.checks import checked
 from vlmexp.config import Config, schema_node, train_extras
 from vlmexp.data.sources import find_source
@@ -30,7 +31,7 @@ from vlmexp.errors import UserError, unknown
 from vlmexp.evaluation.score import metric_names
 from vlmexp.interruption import Preempted, back_to_the_queue
 from vlmexp.runs import Run
-from vlmexp.storage import StorageError, storage_error
+from vlmexp.storage import ImpossibleName, StorageError, storage_error
 from vlmexp.training.best import answered_examples
 
 Stage = Callable[[Config, Run], dict[str, Any]]
@@ -99,11 +100,11 @@ def job(composed: DictConfig) -> float | None:
         distributed.stop()
     except Preempted as stopped:
         if distributed.rank() == 0:
-            print(f"vlmexp: Stopped by {stopped}. Continue with run={directory}", file=sys.stderr)
+            print(f"vlmexp: Stopped by {stopped}. Continue with {_argument(directory)}", file=sys.stderr)
         back_to_the_queue(stopped.signal)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
-        print(f"\nvlmexp: Interrupted. Continue with run={directory}", file=sys.stderr)
+        print(f"\nvlmexp: Interrupted. Continue with {_argument(directory)}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if hydra_config.mode == RunMode.MULTIRUN or os.environ.get("VLMEXP_TRACEBACK"):
@@ -150,19 +151,26 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # PEFT imports bitsandbytes where it is installed, which then tells everybody what 4-bit models lack on a CPU.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    terminal.prepare()
+    if command_line.only_prints(sys.argv[1:], (*READING, "status")):
+        terminal.end_with_the_pipe()
+    else:
+        terminal.outlast_the_pipe()
     try:
         if any(flag in sys.argv[1:] for flag in ("--help", "-h")):
             print(command_line.help_text(CONFIG_DIR, [*STAGES, *COMMANDS]))
             return
         command_line.read_dotenv()
         command_line.refuse_secrets(sys.argv[1:])
-        sys.argv[1:] = command_line.choose_experiments(sys.argv[1:])
+        sys.argv[1:] = command_line.choose_experiments(command_line.sweep_flag_first(sys.argv[1:]))
+        command_line.refuse_stray_words(sys.argv[1:])
         command_line.refuse_sweeps_of(READING, sys.argv[1:])
+        command_line.refuse_divided_paths(sys.argv[1:])
         if command := command_line.command_of(sys.argv[1:], COMMANDS):
             module_name, _, function_name = COMMANDS[command].rpartition(".")
             getattr(importlib.import_module(module_name), function_name)(sys.argv[1:])
             return
-        command_line.refuse_a_file_as_folder(sys.argv[1:])
+        command_line.refuse_unusable_folder(sys.argv[1:])
         sys.argv[1:] = command_line.inherit_from_run(sys.argv[1:])
         if distributed.world_size() > 1:
             sys.argv[1:] = command_line.same_directory_on_all_ranks(sys.argv[1:])
@@ -182,15 +190,21 @@ def main() -> None:
         stop(storage_error(error, command_line.output_folder(sys.argv[1:])) or error)
 
 
+def _argument(directory: Path) -> str:
+    """What names a run on the command line, for a shell."""
+    return shlex.quote(f"run={directory}")
+
+
 def stop(error: Exception, directory: Path | None = None) -> NoReturn:
     """Print one sentence and exit: with 2 if the user can put it right, else with 1."""
     code = 2
     if isinstance(error, UserError):
         code, text = error.exit_code, str(error)
-        if isinstance(error, StorageError) and directory and (directory / "run.json").exists():
-            text += f" Then continue with run={directory}"
+        can_go_on = isinstance(error, StorageError) and not isinstance(error, ImpossibleName)
+        if can_go_on and directory and (directory / "run.json").exists():
+            text += f" Then continue with {_argument(directory)}"
     elif isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
-        text = command_line.explain(error)
+        text = command_line.explain(error, sweeps=bool({"-m", "--multirun"} & set(sys.argv[1:])))
     else:
         code = 1
         where = f"The traceback is in {directory / 'train.log'}; " if directory else ""

@@ -10,6 +10,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from vlmexp.files import read_json
+
+GIT_STATE = "git.json"  # beside a copy of the code: the state of the checkout that it was made from
 PACKAGES = (
     "vlmexp", "torch", "torchvision", "transformers", "peft", "accelerate", "datasets", "evaluate", "hydra-core",
     "omegaconf", "submitit", "wandb", "pillow", "decord", "numpy", "tokenizers", "safetensors", "sacrebleu",
@@ -40,9 +43,21 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def git_state(directory: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that vlmexp runs from (None outside one); an uncommitted diff goes to `git.diff`."""
-    root = Path(__file__).parent.parent
+def record_git(directory: Path) -> dict[str, Any] | None:
+    """Commit of the checkout that the code is of (None outside one); an uncommitted diff goes to `git.diff`."""
+    state = git_state()
+    if state is None:
+        return None
+    if diff := state["diff"]:
+        (directory / "git.diff").write_text(diff, encoding="utf-8")
+    return {"sha": state["sha"], "dirty": bool(diff)}
+
+
+def git_state(root: Path = Path(__file__).parent.parent) -> dict[str, Any] | None:
+    """`sha` and uncommitted `diff` of the checkout in a folder, or of that of which the folder holds a copy."""
+    if (root / GIT_STATE).exists():
+        state: dict[str, Any] = read_json(root / GIT_STATE)
+        return state
     if not (root / ".git").exists():
         return None
 
@@ -56,9 +71,7 @@ def git_state(directory: Path) -> dict[str, Any] | None:
         return done.stdout if done.returncode == 0 else ""
 
     diff = git("diff", "HEAD", "--", ".", ":(exclude).env*")
-    if diff:
-        (directory / "git.diff").write_text(redacted(diff[:_DIFF_LIMIT]), encoding="utf-8")
-    return {"sha": git("rev-parse", "HEAD").strip() or None, "dirty": bool(diff)}
+    return {"sha": git("rev-parse", "HEAD").strip() or None, "diff": redacted(diff[:_DIFF_LIMIT])}
 
 
 def redacted(text: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -22,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +31,7 @@ from omegaconf import OmegaConf
 from vlmexp import __version__, distributed, provenance
 from vlmexp.config import Config
 from vlmexp.errors import UserError
-from vlmexp.files import digest, read_json, read_jsonl, through_json, write_json, write_text
+from vlmexp.files import digest, json_text, read_json, read_jsonl, through_json, write_json, write_text
 from vlmexp.interruption import Interruption, Preempted
 from vlmexp.storage import storage_error
 from vlmexp.tracking.tracker import Tracker
@@ -42,24 +41,60 @@ _RESERVE = 2**16  # bytes
 LOST_AFTER_S = 10 * HEARTBEAT_S  # a run that says it is running and has been silent for so long has no process any more
 # Each does what the ones before it do, or builds on it: the outcome of a run is that of the furthest it was used for.
 STAGE_ORDER = ("preview", "download", "eval_base", "train", "export", "eval_finetuned", "pipeline")
-# What may change without changing a result.
-NOT_IN_KEY = ("stage", "run", "tracking", "export", "preview", "compare", "paths", "threads")
+# Groups and options that may change without changing a result: what a run does beside it, and how fast, with how much
+# memory and how talkatively it is made. `run=` takes them anew, and runs that differ in nothing else are alike.
+_GROUPS_BESIDE = ("stage", "run", "tracking", "export", "preview", "compare", "paths", "threads")
+NOT_IN_KEY = (
+    *_GROUPS_BESIDE,
+    "dataset.on_bad_sample", "dataset.max_bad_share",  # whether there is a result, but not which
+    "dataset.options.download",
+    "evaluation.batch_size", "evaluation.invariance_examples",
+    "train.gradient_audit", "train.memory_preflight",
+    "train.per_device_eval_batch_size", "train.eval_accumulation_steps", "train.eval_use_gather_object",
+    "train.eval_do_concat_batches",
+    "train.activation_checkpointing", "train.gradient_checkpointing", "train.torch_empty_cache_steps",
+    "train.dataloader_num_workers", "train.dataloader_pin_memory", "train.dataloader_persistent_workers",
+    "train.dataloader_prefetch_factor", "train.dataloader_multiprocessing_context",
+    "train.save_total_limit", "train.save_on_each_node",
+    "train.logging_strategy", "train.logging_steps", "train.logging_first_step", "train.logging_nan_inf_filter",
+    "train.log_level", "train.log_level_replica", "train.log_on_each_node", "train.disable_tqdm",
+    "train.include_num_input_tokens_seen", "train.skip_memory_metrics", "train.debug",
+    "train.project", "train.trackio_space_id", "train.trackio_bucket_id", "train.trackio_static_space_id",
+    "train.ddp_backend", "train.ddp_bucket_cap_mb", "train.ddp_find_unused_parameters", "train.ddp_timeout",
+    "train.do_train", "train.do_eval", "train.do_predict",
+)  # fmt: skip
 log = logging.getLogger("vlmexp")
 
 
 def config_key(config: dict[str, Any]) -> str:
     """Hash of everything in a resolved config that affects a result."""
-    return digest({name: value for name, value in config.items() if name not in NOT_IN_KEY})[:16]
+    return digest(affecting_results(config))[:16]
 
 
-def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted option -> (old value, new value) for every leaf that differs between two resolved configs."""
+def affecting_results(config: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """A resolved config, or the part of one at a dotted path, without what is in NOT_IN_KEY."""
+    options = {name: (f"{path}.{name}" if path else str(name), value) for name, value in config.items()}
+    return {
+        name: affecting_results(value, option) if isinstance(value, dict) else value
+        for name, (option, value) in options.items()
+        if option not in NOT_IN_KEY
+    }
+
+
+def differences(
+    old: Any, new: Any, path: str = "", ignored: Collection[str] = NOT_IN_KEY
+) -> dict[str, tuple[Any, Any]]:
+    """Dotted option -> (old value, new value) for every leaf that differs between two resolved configs.
+
+    Args:
+        ignored: groups and options that are not compared.
+    """
+    if path in ignored:
+        return {}
     if isinstance(old, dict) and isinstance(new, dict):
         found: dict[str, tuple[Any, Any]] = {}
         for name in sorted(old.keys() | new.keys(), key=str):
-            if not path and name in NOT_IN_KEY:
-                continue
-            found |= differences(old.get(name), new.get(name), f"{path}.{name}" if path else str(name))
+            found |= differences(old.get(name), new.get(name), f"{path}.{name}" if path else str(name), ignored)
         return found
     return {} if old == new else {path: (old, new)}
 
@@ -87,9 +122,11 @@ def refuse_other_config(directory: Path, config: dict[str, Any]) -> None:
     record = directory / "run.json"
     if not record.exists() or read_json(record)["key"] == config_key(config):
         return
-    changed = _listed(differences(read_config(directory), config), "there", "here")
+    changed = differences(read_config(directory), config)
+    if not changed:  # the key of an earlier version, which counted other options
+        return
     raise UserError(
-        f"{directory} belongs to a run with another configuration: {changed}. "
+        f"{directory} belongs to a run with another configuration: {_listed(changed, 'there', 'here')}. "
         "Continue it with its own values, or leave out run= to start a new run."
     )
 
@@ -98,7 +135,7 @@ def refuse_other_ranks(config: dict[str, Any]) -> None:
     """Raise a UserError on all ranks unless they have the same stage and configuration; all ranks must ask."""
     first, *others = distributed.gathered(config)
     for rank, other in enumerate(others, start=1):
-        changed = differences(first, other)
+        changed = differences(first, other, ignored=_GROUPS_BESIDE)  # they share batches: these are to be equal, too
         if first["stage"] != other["stage"]:
             changed["stage"] = first["stage"], other["stage"]
         if changed:
@@ -178,10 +215,10 @@ class Run:
         goes_further = _goes_further(config.stage, record["stage"])
         decides = goes_further or config.stage == record["stage"]
         if decides:
-            record |= {"stage": config.stage, "status": "running"}
+            record |= {"stage": config.stage, "status": "running", "key": config_key(values), "overrides": overrides}
             record.pop("error", None)
-        if goes_further or "overrides" not in record:
-            record["overrides"] = overrides
+        record.setdefault("overrides", overrides)
+        record["stages"] = _without_running(record["stages"])
         record["attempts"].append({"stage": config.stage, "overrides": overrides, **_attempt()})
         log_name = "train.log" if is_main else f"train-rank{distributed.rank()}.log"
         with Interruption.listening() as interruption, _log_to(directory / log_name, to_terminal=is_main):
@@ -196,10 +233,10 @@ class Run:
                 beat.start()
                 yield run
                 run._finish("done")
-            except (Preempted, KeyboardInterrupt):
-                run._finish("preempted")
-                raise
             except BaseException as error:
+                if _outcome(error) == "preempted":
+                    run._finish("preempted")
+                    raise
                 on_disk = storage_error(error, directory)
                 told = on_disk or error
                 run._release_reserve()
@@ -261,7 +298,13 @@ class Run:
         entry: dict[str, Any] = {"status": "running", "started": now()}
         self.update(stages={**self.record["stages"], name: entry})
         result: dict[str, Any] = {}
-        yield result
+        try:
+            yield result
+        except BaseException as error:
+            entry |= {"status": _outcome(error), "seconds": round(time.monotonic() - started, 3)}
+            with contextlib.suppress(OSError):  # of a full disk, which how the run ended may still fit on
+                self.update(stages={**self.record["stages"], name: entry})
+            raise
         entry = {**entry, "status": "done", "seconds": round(time.monotonic() - started, 3), **result}
         self.update(stages={**self.record["stages"], name: entry})
         distributed.barrier()  # what rank 0 has written is there for all ranks
@@ -275,13 +318,13 @@ class Run:
         """Append one line to metrics.jsonl."""
         if self.is_main:
             with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json_text(values) + "\n")
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that are about to be repeated from a checkpoint."""
         rows = [row for row in read_jsonl(self.path("metrics.jsonl")) if row["step"] <= step]
         if self.is_main:
-            write_text(self.path("metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(self.path("metrics.jsonl"), "".join(json_text(row) + "\n" for row in rows))
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_S):
@@ -302,6 +345,18 @@ class Run:
             self.update(attempts=attempts, **outcome)
 
 
+def _outcome(error: BaseException) -> str:
+    """What the status of something that ended with this error is."""
+    return "preempted" if isinstance(error, Preempted | KeyboardInterrupt) else "failed"
+
+
+def _without_running(stages: dict[str, Any]) -> dict[str, Any]:
+    """The stages of earlier attempts: one that says it is running was killed."""
+    return {
+        name: entry | {"status": "lost"} if entry["status"] == "running" else entry for name, entry in stages.items()
+    }
+
+
 def _goes_further(stage: str, than: str) -> bool:
     known = stage in STAGE_ORDER and than in STAGE_ORDER
     return known and STAGE_ORDER.index(stage) > STAGE_ORDER.index(than)
@@ -319,7 +374,7 @@ def _new_record(directory: Path, config: dict[str, Any], is_main: bool) -> dict[
         "stages": {},
         "result": {},
         "fallbacks": [],
-        "git": provenance.git_state(directory) if is_main else None,
+        "git": provenance.record_git(directory) if is_main else None,
         "packages": provenance.package_versions(),
         "hardware": provenance.hardware(),
     }

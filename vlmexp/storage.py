@@ -22,10 +22,18 @@ _REASONS = {
     errno.EPERM: "operation not permitted",
     errno.EIO: "the disk did not take all of it",
 }
+_NAMES = {  # what no place on a disk can be called, and what stands in the way of one
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EILSEQ: "the file system takes no such letters in a name",
+    errno.ELOOP: "its symbolic links lead nowhere",
+    errno.ENOTDIR: "a part of it is a file and no folder",
+    errno.EEXIST: "there is a file of this name",
+}
 # How safetensors and tokenizers, and Python's own collected errors, name the system's error.
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _TORCH_WRITER = ("inline_container.cc", "PytorchStreamWriter")  # torch.save tells that it failed and not why
 _PROBE = 2**20  # bytes
+_SHOWN = 160  # letters of a path
 _UNITS = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
 
@@ -33,6 +41,12 @@ class StorageError(UserError):
     """Something could not be written; the text names it, and says how much is free and what to do."""
 
     exit_code = 1
+
+
+class ImpossibleName(StorageError):
+    """A place cannot be called so."""
+
+    exit_code = 2
 
 
 @contextlib.contextmanager
@@ -62,9 +76,13 @@ def storage_error(error: BaseException, folder: Path) -> StorageError | None:
     if isinstance(error, StorageError):
         return error
     number = _system_error(error)
+    named = getattr(error, "filename", None)
+    if number in _NAMES and isinstance(named, str):
+        return ImpossibleName(
+            f"{_shortened(named)} cannot be written or read: {_NAMES[number]}{_length(named, number)}. Choose another."
+        )
     if number not in _REASONS or isinstance(error, UserError):
         return None
-    named = getattr(error, "filename", None)
     if named is None:
         number = _refusal(folder)
     elif number is None or _is_elsewhere(Path(named), number, folder):
@@ -72,6 +90,22 @@ def storage_error(error: BaseException, folder: Path) -> StorageError | None:
     if number is None or number not in _REASONS:
         return None
     return StorageError(_sentence(Path(named or folder), number, "", ""))
+
+
+def _shortened(path: str) -> str:
+    """A path for a sentence, in which nobody wants to read all of a name that is too long."""
+    return path if len(path) <= _SHOWN else f"{path[: _SHOWN // 2]}…{path[-_SHOWN // 2 :]}"
+
+
+def _length(path: str, number: int) -> str:
+    """How long a name is, and how long it may be."""
+    if number != errno.ENAMETOOLONG:
+        return ""
+    near = _existing(Path(path))
+    most, of_all = os.pathconf(near, "PC_NAME_MAX"), os.pathconf(near, "PC_PATH_MAX")
+    longest = max(len(os.fsencode(part)) for part in Path(path).parts)
+    have, may = (longest, most) if longest > most else (len(os.fsencode(path)), of_all - 1)
+    return f" ({have:,} bytes; {near} takes {may:,})"
 
 
 def size(count: int) -> str:

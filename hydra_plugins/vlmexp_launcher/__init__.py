@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
@@ -94,7 +95,8 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         copies = (f"file://{snapshot}/searchpath-{number}" for number in range(len(folders)))
         if given:
             searched = [next(copies) if text.startswith("file://") else text for text in given]
-            hydra_overrides.append(f"hydra.searchpath=[{','.join(searched)}]")
+            quoted = (QuotedString(text, Quote.single).with_quotes() for text in searched)
+            hydra_overrides.append(f"hydra.searchpath=[{','.join(quoted)}]")
         plan = Plan(self.kind, self.params, str(snapshot.relative_to(sweep.directory)), hydra_overrides)
         with writing(sweep.directory, "or choose another place with hydra.sweep.dir"), sweep.locked():
             refuse_another_launcher(sweep, self.kind)

@@ -18,6 +18,7 @@ from vlmexp.interruption import interrupt, uninterrupted
 from vlmexp.launch.client import run_points
 from vlmexp.launch.queues import ForegroundQueue
 from vlmexp.launch.sweep import Plan, Sweep
+from vlmexp.provenance import git_state
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def mine(tmp_path) -> dict[str, str]:
 
 
 def test_a_point_that_fails_and_one_that_is_killed_do_not_end_it(cli, mine, tmp_path):
-    sweep = tmp_path / "sweep"
+    sweep, checkout = tmp_path / "sweep", git_state()
     done = cli("-m", "stage=probe.stage", "peft.r=2,3,5,4", "hydra.sweep.dir=sweep", **mine)
     assert done.returncode == 1
     assert "2 of 4 points did not reach their end" in done.stderr
@@ -58,6 +59,10 @@ def test_a_point_that_fails_and_one_that_is_killed_do_not_end_it(cli, mine, tmp_
     ]  # fmt: skip
     processes = [line for line in done.stdout.splitlines() if line.startswith("process ")]
     assert len(set(processes)) == 4, "every point has a process of its own, and what it prints is seen"
+    for point in "0123":  # each runs a copy of the code, which knows the checkout that it was made from
+        record = read_json(sweep / point / "run.json")
+        assert record["git"] == (checkout and {"sha": checkout["sha"], "dirty": bool(checkout["diff"])})
+        assert (sweep / point / "git.diff").exists() == bool(checkout and checkout["diff"])
     assert "2 done, 1 failed, 1 lost" in cli("stage=status", f"sweep={sweep}", **mine).stdout
 
 

@@ -44,6 +44,10 @@ def check_together(config: Config) -> None:
             "prepared on disk once and mapped from there, so memory does not grow with them: leave the option out, and "
             "set paths.data to a disk that has room for them."
         )
+    for name, path in dataclasses.asdict(config.paths).items():
+        if not path.strip():
+            where = " (VLMEXP_DATA, which gives it, is empty)" if name == "data" and "VLMEXP_DATA" in os.environ else ""
+            raise UserError(f"paths.{name} is empty{where}: name a folder, or leave it out.")
     has_conversations = bool(config.dataset.columns.get("messages"))
     for role in dict.fromkeys([*([] if has_conversations else ["answer"]), *required_roles(config)]):
         if not config.dataset.columns.get(role):

@@ -19,7 +19,7 @@ def diff_sheet(first: RunFiles, second: RunFiles, ignored: tuple[str, ...]) -> S
     """One row for each value that differs, with the part of the run that it belongs to.
 
     Args:
-        ignored: groups of options that change no result.
+        ignored: options and whole groups that change no result.
     """
     rows = [
         {"part": part, "what": name, "first": _shown(old, name), "second": _shown(new, name)}
@@ -40,7 +40,7 @@ def _parts(
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(part, its values in the first run, in the second)."""
     options = [
-        {name: value for name, value in run.options.items() if name.partition(".")[0] not in ignored}
+        {n: value for n, value in run.options.items() if n not in ignored and n.partition(".")[0] not in ignored}
         for run in (first, second)
     ]
     for part, is_prompt in (("config", False), ("prompt", True)):

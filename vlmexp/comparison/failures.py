@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,4 +45,4 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def _continue(run: RunFiles) -> str:
-    return "" if run.status == "broken" else f"python -m vlmexp run={run.directory}"
+    return "" if run.status == "broken" else shlex.join(["python", "-m", "vlmexp", f"run={run.directory}"])

@@ -20,6 +20,7 @@ from vlmexp.comparison.reading import RunFiles, get, leaves
 from vlmexp.comparison.rows import Row, Score, about_intervals, in_percent, is_number, plain, short_options, varying
 from vlmexp.comparison.thumbnails import find_media, thumbnail
 from vlmexp.errors import UserError
+from vlmexp.files import json_text
 from vlmexp.report import LABELS, LOSSES
 
 ANSWERING_RUNS = 20  # whose predictions are in the report
@@ -96,7 +97,7 @@ def _page(title: str, content: Mapping[str, Any]) -> str:
 
 def as_script(content: Any) -> str:
     """JSON that no text in it can end: the browser takes `<` for nothing but a letter of a string."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return json_text(content, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _recorded(runs: Sequence[RunFiles], ignored: Sequence[str]) -> dict[str, Any]:

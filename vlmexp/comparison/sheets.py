@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from vlmexp.files import json_text
 
 
 @dataclass
@@ -74,4 +75,4 @@ def _csv(sheet: Sheet) -> str:
 
 def _json(sheet: Sheet) -> str:
     content = {"title": sheet.title, **sheet.summary, "rows": list(sheet.rows), "notes": list(sheet.notes)}
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json_text(content, indent=2) + "\n"

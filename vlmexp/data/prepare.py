@@ -4,7 +4,8 @@
     manifest.json                          request, split rule, counts, what was left out, fingerprint
     train.arrow validation.arrow test.arrow   the source's columns, memory-mapped when read
     media/                                 every distinct image or video that came as bytes, as encoded by the source
-    referenced.jsonl                       every file that is used where it lies: size and time of change, hash
+    referenced.jsonl                       every file that is used where it lies, with its hash
+    looks.json                             what these and the media looked like when their content was last read
     bad.jsonl                              every row that cannot be used: split, row, column, path, reason
 """
 
@@ -30,7 +31,8 @@ from vlmexp.data.row_chunks import RowChunks
 from vlmexp.data.rows import MediaStore
 from vlmexp.data.sources import Source, files_read, find_source, input_paths
 from vlmexp.data.splits import SPLITS, carve, resolved_splits, split_rule
-from vlmexp.data.verify import Verified, content, state, verify
+from vlmexp.data.unchanged import first_changed, remember
+from vlmexp.data.verify import Verified, content, look, state, verify
 from vlmexp.data.video_readers import resolve_library
 from vlmexp.errors import UserError
 from vlmexp.files import digest, file_digest, new_folder, read_json, read_jsonl, write_json, write_jsonl
@@ -108,17 +110,18 @@ def prepare(
         **({"video_library": resolve_library(video_library)} if columns.get("video") else {}),
     }
     folder = data_dir.expanduser() / f"{name}-{digest(request)[:12]}"
-    prepared = _usable(folder)  # without the lock, so that data in a folder that cannot be written can be used
+    prepared, _ = _found(folder)  # without the lock, so that data in a folder that cannot be written can be used
     if prepared is None:
         with _locked(folder):
-            prepared = _usable(folder)
+            prepared, changed = _found(folder)
             if prepared is None:
                 if (folder / "manifest.json").exists():
                     log.warning(
                         "The prepared data in %s, or files they refer to, have changed or are damaged: preparing them "
-                        "again.",
-                        folder,
-                    )
+                        "again from the source (what was noticed: %s). To change data, change their source, from which "
+                        "this folder is made.",
+                        folder, changed,
+                    )  # fmt: skip
                 prepared = _make(folder, rows_of, options, request)
     _refuse_bad(prepared, on_bad_sample, max_bad_share)
     return prepared
@@ -126,7 +129,7 @@ def prepare(
 
 def still_prepared(folder: Path, fingerprint: str) -> Prepared | None:
     """The data that were prepared in a folder, if they are those with this fingerprint and unchanged."""
-    prepared = _usable(folder)
+    prepared, _ = _found(folder)
     return prepared if prepared is not None and prepared.fingerprint == fingerprint else None
 
 
@@ -241,28 +244,27 @@ def _write_lists(
     """Write bad.jsonl, and referenced.jsonl with the media that are not in the folder and the other files."""
     write_jsonl(folder / "bad.jsonl", bad)
     outside = {path: file for path, file in media.items() if path.is_absolute()}
-    outside |= {path: Verified(state(path), content(path), None) for path in others}
+    outside |= {path: Verified(look(path), content(path), None) for path in others}
     write_jsonl(
-        folder / "referenced.jsonl",
-        ({"path": str(path), "state": file.state, "sha256": file.sha256} for path, file in outside.items()),
+        folder / "referenced.jsonl", ({"path": str(path), "sha256": file.sha256} for path, file in outside.items())
     )
+    remember(folder, {str(path): file.look for path, file in (outside | dict(media)).items()})
 
 
-def _usable(folder: Path) -> Prepared | None:
-    """The prepared data if they are there and, with every file that they refer to, what they were when written."""
+def _found(folder: Path) -> tuple[Prepared | None, str]:
+    """The prepared data if they are there and, with every file that they refer to, what they were; or what is not."""
     if not ((folder / "manifest.json").exists() and (folder / "bad.jsonl").exists()):
-        return None
+        return None, "a file is missing"
     try:
         manifest = read_json(folder / "manifest.json")
         if _fingerprint(folder) != manifest["fingerprint"]:
-            return None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # one of the files is gone, or no longer what it was
-        return None
-    for file in read_jsonl(folder / "referenced.jsonl"):
-        path = Path(file["path"])
-        if state(path) != file["state"] and content(path) != file["sha256"]:
-            return None
-    return Prepared(folder, manifest)
+            return None, "the splits, or which files there are"
+        hashes = {f"media/{path.name}": path.stem for path in (folder / "media").iterdir()}
+        hashes |= {file["path"]: file["sha256"] for file in read_jsonl(folder / "referenced.jsonl")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:  # a file is gone, or no longer what it was
+        return None, f"{type(error).__name__}: {error}"
+    changed = first_changed(folder, hashes)
+    return (Prepared(folder, manifest), "") if changed is None else (None, changed)
 
 
 def _fingerprint(folder: Path) -> str:

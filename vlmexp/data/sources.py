@@ -21,6 +21,7 @@ from vlmexp.data.tables import READERS, read_rows
 from vlmexp.data.vqav2 import vqav2, vqav2_files
 from vlmexp.errors import UserError, closest, unknown
 from vlmexp.files import read_json
+from vlmexp.quoting import one_text
 
 Rows = Iterable[dict[str, Any]]
 Source = Callable[..., Mapping[str, Rows]]
@@ -217,7 +218,17 @@ def find_source(name: str, options: Mapping[str, Any]) -> Source:
                 f"dataset.options.{option}={value}: the source {name!r} has no option {option!r}"
                 f"{closest(option, parameters) or '.'} It takes: {', '.join(parameters) or 'none'}."
             )
+        if isinstance(value, int | float) and _takes_text(parameters[option]):
+            raise UserError(
+                f"dataset.options.{option}={value} is read as {value!r}, which is no text: write it with the quotes of "
+                f"Hydra inside those of the shell, {one_text(f'dataset.options.{option}={value}')}"
+            )
     return source  # type: ignore[no-any-return]
+
+
+def _takes_text(parameter: inspect.Parameter) -> bool:
+    """Whether an option is annotated as a text, or none."""
+    return str(parameter.annotation) in ("str", "str | None", "<class 'str'>")
 
 
 def input_paths(options: Mapping[str, Any]) -> list[Path]:

@@ -14,14 +14,14 @@ from vlmexp.data.images import MediaError, load_image
 from vlmexp.data.videos import check_video
 from vlmexp.files import file_digest
 
-_WORKERS = min(16, os.cpu_count() or 1)  # threads: decoding and hashing let go of Python's lock
+WORKERS = min(16, os.cpu_count() or 1)  # threads: decoding and hashing let go of Python's lock
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What is known of a file: its state on disk, the hash of its content, and what is wrong with it."""
+    """What is known of a file: how it looks on disk, the hash of its content, and what is wrong with it."""
 
-    state: list[int] | None  # see `state`
+    look: list[int] | None  # see `look`
     sha256: str | None
     error: MediaError | None
 
@@ -42,20 +42,26 @@ def verify(media: Mapping[Path, str], root: Path, description: str, video_librar
                 load_image(file)
         except MediaError as raised:
             error = MediaError(raised.reason, str(raised).replace(str(file), str(path)))
-        return Verified(state(file), content(file), error)
+        return Verified(look(file), content(file), error)
 
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         found = pool.map(verified, media, media.values())
         return dict(zip(media, tqdm(found, description, total=len(media), unit=" files", leave=False), strict=True))
 
 
 def state(path: Path) -> list[int] | None:
     """Size in bytes and time of the last change in ns of a file; None if it cannot be looked at."""
+    found = look(path)
+    return None if found is None else found[:2]
+
+
+def look(path: Path | str) -> list[int] | None:
+    """The state of a file and the time, in ns, of the last change of that, which nobody can set; None as above."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except (OSError, ValueError):
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def content(path: Path) -> str | None:

@@ -23,7 +23,7 @@ from vlmexp.evaluation.ranking import Ranking, rank_answers
 from vlmexp.files import digest
 from vlmexp.parts import reasons_not_to_share, shares_images
 from vlmexp.provenance import package_versions
-from vlmexp.runs import Run
+from vlmexp.runs import Run, affecting_results
 
 ANSWERS_DEPEND_ON = ("model", "dataset", "collator", "peft", "evaluation", "seed")  # groups of options
 SOFTWARE = ("vlmexp", "torch", "torchvision", "transformers", "tokenizers", "peft", "pillow")
@@ -184,7 +184,7 @@ def identity_of(config: Config, model: Any, checkpoints: Sequence[str], data_fin
     Args:
         checkpoints: fingerprints of the weights.
     """
-    values = dataclasses.asdict(config)
+    values = affecting_results(dataclasses.asdict(config))
     versions = package_versions()
     return digest(
         {

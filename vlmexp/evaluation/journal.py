@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmexp.files import write_jsonl
+from vlmexp.files import json_text, write_jsonl
 from vlmexp.storage import writing
 
 Answer = Mapping[str, Any]  # prediction, and what else is kept of an answer
@@ -72,7 +72,7 @@ class Journal:
             with self.path.open("ab", buffering=0) as file:
                 header = [] if file.tell() else [{"fingerprint": self._fingerprint}]
                 rows = [*header, *({"id": id, **answer} for id, answer in answers.items())]
-                rest = memoryview("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+                rest = memoryview("".join(json_text(row) + "\n" for row in rows).encode())
                 while rest:
                     rest = rest[file.write(rest) :]
 

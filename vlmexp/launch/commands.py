@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
@@ -24,6 +25,7 @@ from vlmexp.launch.checking import check_launcher
 from vlmexp.launch.client import current, refuse_failures, run_points
 from vlmexp.launch.snapshot import python_environment, take_snapshot
 from vlmexp.launch.sweep import Standing, Sweep
+from vlmexp.quoting import text_of
 
 _REFRESH_S = 5.0
 _STYLES = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "broken": "red", "preempted": "yellow"}
@@ -111,9 +113,9 @@ def _report_damage(sweep: Sweep, standings: Sequence[Standing]) -> None:
 
 def _go_on_searching(sweep: Sweep, search: list[str], given: list[str], code: Path) -> NoReturn:
     """Become the search's client again, with the code that its points run."""
-    quoted = str(sweep.directory).replace("'", "\\'")
+    directory = QuotedString(str(sweep.directory), Quote.single).with_quotes()
     kept = [text for text in search if command_line.key_of(text) != "hydra.sweep.dir"]
-    command = [sys.executable, "-m", "vlmexp", "--multirun", *kept, *given, f"hydra.sweep.dir='{quoted}'"]
+    command = [sys.executable, "-m", "vlmexp", "--multirun", *kept, *given, f"hydra.sweep.dir={directory}"]
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | python_environment(code))
 
@@ -123,7 +125,7 @@ def table(sweep: Sweep, standings: Sequence[Standing]) -> Table:
     columns: dict[str, list[Text]] = {}
     for standing, options in zip(standings, _varied(standings), strict=True):
         record = standing.record or {}
-        running = [name for name, entry in record.get("stages", {}).items() if entry["status"] == "running"]
+        unfinished = [name for name, entry in record.get("stages", {}).items() if entry["status"] != "done"]
         metric = (record.get("result") or {}).get("metric")
         status = Text(standing.status, _STYLES.get(standing.status, "")).append(_silence(standing), "default")
         for heading, cell in {
@@ -131,7 +133,7 @@ def table(sweep: Sweep, standings: Sequence[Standing]) -> Table:
             "overrides": options,
             "status": status,
             "job": standing.job or "",
-            "stage": running[-1] if running and standing.status != "done" else "",
+            "stage": unfinished[-1] if unfinished and standing.status != "done" else "",
             "step": f"{standing.step or 0}/{standing.steps}" if standing.steps else "",
             "loss": f"{standing.loss:.4g}" if standing.loss is not None else "",
             "remaining": _duration(standing.remaining_s) if standing.status == "running" else "",
@@ -179,7 +181,7 @@ def _options(arguments: list[str], known: set[str]) -> dict[str, str]:
     options = command_line.overrides(arguments)
     if stray := next((text for text in arguments if text not in options), None):
         raise UserError(f"{stray!r} is no option: write option=value, and put a value with spaces into quotes.")
-    given = {command_line.key_of(text): text.partition("=")[2].strip("'\"") for text in options}
+    given = {command_line.key_of(text): text_of(text.partition("=")[2]) for text in options}
     given.pop("stage")
     for name in given:
         if name not in known and not (name.startswith(_LAUNCHER) and "resume.failed" in known):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from vlmexp.files import read_json
 from vlmexp.launch.sweep import Sweep
 
@@ -39,8 +41,8 @@ class RunPoint:
         if record.exists() and read_json(record)["status"] == "done":
             print(f"{directory} is done.")
             return
-        quoted = str(directory).replace("'", "\\'")
-        sys.argv = ["vlmexp", *point.overrides, *self.hydra_overrides, "hydra.mode=RUN", f"hydra.run.dir='{quoted}'"]
+        quoted = QuotedString(str(directory), Quote.single).with_quotes()
+        sys.argv = ["vlmexp", *point.overrides, *self.hydra_overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted}"]
         from vlmexp.main import main
 
         main()

@@ -12,11 +12,13 @@ import hashlib
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import vlmexp
-from vlmexp.files import new_folder
+from vlmexp.files import digest, new_folder, write_json
+from vlmexp.provenance import GIT_STATE, git_state
 
 PACKAGE = Path(vlmexp.__file__).parent
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -24,6 +26,8 @@ _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 def take_snapshot(folder: Path, config_dir: Path, search_path: Sequence[Path] = ()) -> Path:
     """Copy the package, its Hydra plugins and the config folders to `folder/<digest>`, unless they are there already.
+
+    What git says of the checkout is written beside them, for the runs to record.
 
     Returns:
         the copy: the folder to put on PYTHONPATH, with `searchpath-0`, ... for the folders of `search_path`.
@@ -33,11 +37,14 @@ def take_snapshot(folder: Path, config_dir: Path, search_path: Sequence[Path] = 
     if not config_dir.is_relative_to(PACKAGE):
         sources[Path("conf")] = config_dir
     searched = {Path(f"searchpath-{number}"): path for number, path in enumerate(search_path)}
-    target = folder / _digest([*sources.values()], [*searched.values()])
+    state = git_state()
+    target = folder / _digest([*sources.values()], [*searched.values()], state)
     if not target.exists():
         with new_folder(target) as temporary:
             for name, source in sources.items():
                 shutil.copytree(source, temporary / name, ignore=_IGNORED)
+            if state is not None:
+                write_json(temporary / GIT_STATE, state)
             for name, source in searched.items():  # perhaps a whole repository, of which only the YAML files are ours
                 (temporary / name).mkdir()
                 for path in _yaml_files(source):
@@ -63,8 +70,8 @@ def _yaml_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.yaml") if path.is_file())
 
 
-def _digest(whole: Iterable[Path], searched: Iterable[Path]) -> str:
-    total = hashlib.sha256()
+def _digest(whole: Iterable[Path], searched: Iterable[Path], state: Mapping[str, Any] | None) -> str:
+    total = hashlib.sha256(digest(state).encode())
     files = [(folder, path) for folder in whole for path in sorted(folder.rglob("*"))]
     files += [(folder, path) for folder in searched for path in _yaml_files(folder)]
     for folder, path in files:

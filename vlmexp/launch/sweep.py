@@ -272,7 +272,7 @@ def _age_s(text: str) -> float:
 def _progress(directory: Path, record: Mapping[str, Any]) -> tuple[int | None, int | None, float | None, float | None]:
     """(step, of how many, last loss, seconds remaining) of a training."""
     begun = record.get("progress")
-    rows = [row for row in read_jsonl(directory / "metrics.jsonl") if "loss" in row]
+    rows = [row for row in read_jsonl(directory / "metrics.jsonl") if row.get("loss") is not None]
     if begun is None or not rows:
         return None, begun["of"] if begun else None, None, None
     step, total = rows[-1]["step"], begun["of"]

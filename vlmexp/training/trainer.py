@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, seed_worker
 from vlmexp.collator.sharing import BRANCHES, branch_inputs
 from vlmexp.data.example import Example
 from vlmexp.errors import UserError
+from vlmexp.files import open_to_umask
 from vlmexp.models.modules import DEFAULT_PATTERNS
 from vlmexp.storage import StorageError, size, writing
 from vlmexp.training.checkpoints import is_complete
@@ -150,6 +151,8 @@ class VlmTrainer(Trainer):
         try:
             with writing(folder, needs=f"a checkpoint takes about {size(checkpoint_bytes(owner, self.args))}"):
                 super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    open_to_umask(folder)
         except StorageError:
             if not is_complete(folder):
                 shutil.rmtree(folder, ignore_errors=True)

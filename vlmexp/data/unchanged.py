@@ -1,0 +1,67 @@
+"""Whether the files of prepared data are what they were. One that nobody has touched since is not read again.
+
+A file that is changed in place may keep its size, and its time of change can be set; but not the time at which the file
+system last changed what it knows of the file. A copy of the folder has new times and the same content: it is read
+once, and what its files then look like is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vlmexp.data.verify import WORKERS, content, look
+from vlmexp.files import read_json
+
+_LOOKS = "looks.json"  # name of a file -> what it looked like when its content was read, see `look`
+Look = list[int] | None
+_read_here: dict[Path, Mapping[str, Look]] = {}  # folder that cannot be written -> the same, by this process
+
+
+def first_changed(folder: Path, hashes: Mapping[str, str | None]) -> str | None:
+    """The first file with another content than it had; None if there is none.
+
+    Args:
+        hashes: file, absolute or relative to the folder -> how the SHA-256 of its content begins; None: it could not be
+            read.
+    """
+    known, looks = _known(folder), {name: look(os.path.join(folder, name)) for name in hashes}
+    touched = [name for name, seen in looks.items() if name not in known or known[name] != seen]
+    if not touched:
+        return None
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = pool.map(content, (folder / name for name in touched))
+        bar = tqdm(found, f"check files of {folder.name}", total=len(touched), unit=" files", leave=False)
+        changed = [name for name, now in zip(touched, bar, strict=True) if not _is(now, hashes[name])]
+    remember(folder, {name: seen for name, seen in looks.items() if name not in changed})
+    return changed[0] if changed else None
+
+
+def remember(folder: Path, looks: Mapping[str, Look]) -> None:
+    """Keep what files looked like when their content was read; where nothing can be written each process reads them."""
+    temporary = folder / f".{_LOOKS}.{os.getpid()}"  # others may do the same at this moment
+    try:
+        temporary.write_text(json.dumps(looks), encoding="utf-8")
+        temporary.replace(folder / _LOOKS)
+    except OSError:
+        _read_here[folder] = looks
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _known(folder: Path) -> Mapping[str, Look]:
+    try:
+        known = read_json(folder / _LOOKS)
+    except (OSError, ValueError):  # of an earlier version, or damaged
+        known = {}
+    return {**(known if isinstance(known, dict) else {}), **_read_here.get(folder, {})}
+
+
+def _is(now: str | None, before: str | None) -> bool:
+    return now is None if before is None else now is not None and now.startswith(before)
