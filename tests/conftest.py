@@ -170,7 +170,9 @@ def vqa_files(tmp_path: Path) -> Path:
         for index in range(count):
             color = colors[index % len(colors)]
             image = folder / f"{name}-{index // 2}.png"
-            Image.new("RGB", (64, 64), colors[(index // 2) % len(colors)]).save(image)
+            picture = Image.new("RGB", (64, 64), colors[(index // 2) % len(colors)])
+            picture.putpixel((index // 2, int(name == "test")), (9, 9, 9))  # no two files show the same
+            picture.save(image)
             rows.append({"picture": image.name, "query": f"what color is it? ({index})", "response": color})
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

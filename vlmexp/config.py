@@ -27,6 +27,7 @@ from vlmexp.errors import UserError, closest
 SPLITS = ("train", "validation", "test")
 PARTS = ("vision", "projector", "language")
 MEDIA = ("image", "video")
+NEEDS_TRAIN = ("train", "pipeline")  # stages that are of no use without a train split
 IN_CONVERSATION = ("question", "answer")  # roles for which a column of conversations (the role `messages`) stands
 
 
@@ -83,6 +84,8 @@ class Dataset:
     required: list[str] = field(default_factory=lambda: ["question", "answer"])  # roles that no row may leave empty
     on_bad_sample: str = "error"  # error | skip: rows that miss something, and media that cannot be decoded
     max_bad_share: float = 0.05  # of the rows of a split; with more than these to skip the run stops
+    on_duplicates: str = "report"  # report | drop_from_train | error: pictures of train in another of the given splits
+    convert: str = "auto"  # auto | always | never: lists, whole numbers and choices from what a table made of them
     train_answer: str = "most_common"  # most_common | sampled: which of several answers to train on
     metadata: list[str] = field(default_factory=list)  # columns kept beside each prediction and reported per value
     metrics: list[str] = field(default_factory=lambda: ["vqa_accuracy", "exact_match", "bleu", "rouge"])

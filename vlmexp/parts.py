@@ -15,7 +15,7 @@ from vlmexp.collator.batch import Collator, Masking
 from vlmexp.collator.media import MediaOptions
 from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate
 from vlmexp.config import Config, PeftExtras, library_options, peft_extras, used_columns
-from vlmexp.data.example import text_roles
+from vlmexp.data.example import prompt_fields
 from vlmexp.data.images import ImageOptions
 from vlmexp.data.videos import VideoOptions
 from vlmexp.errors import UserError
@@ -68,7 +68,7 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
         ChatMessage(message.role, tuple(MessagePart(part.type, part.text or "") for part in message.content))
         for message in config.collator.messages
     ]
-    roles = text_roles(used_columns(config))
+    roles = prompt_fields(used_columns(config))
     masking = config.collator.label_masking
     return Collator(
         processor=processor,

@@ -84,7 +84,33 @@ def print_scores(columns: Mapping[str, Mapping[str, Any]], title: str) -> None:
         if blind:
             cells.append(shown_score(blind_value, share))
         table.add_row(Text(label), f"{n:,}", *cells)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for sentence in duplicates_in_words(columns):
+        console.print(Text(sentence))
+
+
+def duplicates_in_words(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence where questions are about what another split shows: how many, and the main metric without them.
+
+    Args:
+        columns: evaluation name -> the content of its *_evaluation.json.
+    """
+    found = {name: result for name, result in columns.items() if result.get("duplicates")}
+    if not found:
+        return []
+    result = list(found.values())[-1]
+    shared, main = result["duplicates"], result["main_metric"]
+    others = " or ".join(f"the {other}{'' if other == 'training run' else ' split'}" for other in shared["of"])
+    said = f"{shared['n']:,} of {result['n']:,} {result['split']} questions are about {shared['what']} of {others}"
+    left = {name: each["duplicates"]["without"] for name, each in found.items()}
+    if main is None or not all(left.values()):
+        return [f"{said}."]
+    values = {name: without["metrics"].get(main) for name, without in left.items()}
+    share = is_share(main, values.values())
+    named = len(values) > 1
+    scores = ", ".join(f"{shown_score(value, share)}{f' ({name})' * named}" for name, value in values.items())
+    return [f"{said}; without them {LABELS.get(main, main)} is {scores}."]
 
 
 def _score_rows(

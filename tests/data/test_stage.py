@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.data.clips import drawn
+from tests.data.test_duplicates import picture
 from tests.data.test_images import encoded
+from vlmexp.data.prepare import prepare
 from vlmexp.data.stage import download, load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.files import read_json, read_jsonl
@@ -95,3 +98,95 @@ def test_videos_are_checked_with_the_library_of_the_config(compose, tmp_path):
     )
     with Run.open(tmp_path / "run", config, []) as run:
         assert prepared_data(config, run).manifest["request"]["video_library"] == "decord"
+
+
+@pytest.fixture
+def twice(tmp_path):
+    """A train file of four pictures, and a test file with a copy of one, a smaller copy of another, and a new one."""
+    names = {"train": ["0.png", "1.png", "2.png", "3.png"], "test": ["copy.bmp", "small.jpg", "9.png"]}
+    for number, name in [*enumerate(names["train"]), (0, "copy.bmp"), (9, "9.png")]:
+        picture(number).save(tmp_path / name)
+    picture(1).resize((60, 60)).save(tmp_path / "small.jpg", quality=90)
+    for split, images in names.items():
+        rows = [{"image": image, "question": f"{image}?", "answer": "a"} for image in images]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [f"dataset.options.{split}={tmp_path}/{split}.jsonl" for split in names]
+    return ["dataset=files", "dataset.validation_fraction=0", *files]
+
+
+def test_duplicates_are_said_and_kept_with_the_run(compose, twice, tmp_path, capsys):
+    config = compose(*twice)
+    with Run.open(tmp_path / "run", config, []) as run:
+        download(config, run)
+    record = read_json(tmp_path / "run" / "run.json")
+    assert record["fallbacks"] == [
+        "1 of 3 test questions are about pictures of the train split, 0 of them the same questions. See "
+        "duplicates.jsonl; dataset.on_duplicates=drop_from_train leaves none in train."
+    ]
+    (line,) = read_jsonl(tmp_path / "run" / "duplicates.jsonl")
+    assert (line["id"], line["path"], line["other_id"]) == ("test-0", str(tmp_path / "copy.bmp"), "train-0")
+    assert record["data"]["duplicates"] == {"test": {"train": {"rows": 1, "same_question": 0}}}
+    near = {"pictures": 1, "example": [str(tmp_path / "small.jpg"), str(tmp_path / "1.png")]}
+    assert record["data"]["near_duplicates"] == {"test": {"train": near}}
+    said = "  1 pictures of the test split look like one of the train split without being the same, for example "
+    assert said in capsys.readouterr().out
+
+
+def test_what_is_converted_is_said(compose, tmp_path):
+    (tmp_path / "train.csv").write_text("question,answer\n1?,\"['a', 'b']\"\n")
+    options = ["dataset=files", f"dataset.options.train={tmp_path}/train.csv", "dataset.columns.image=null"]
+    config = compose(*options, "dataset.validation_fraction=0", "dataset.test_fraction=0")
+    with Run.open(tmp_path / "run", config, []) as run:
+        prepared_data(config, run)
+    record = read_json(tmp_path / "run" / "run.json")
+    assert record["fallbacks"] == record["data"]["converted"]
+    assert record["fallbacks"][0].startswith("1 texts of the column 'answer' are lists of answers")
+
+
+def test_an_evaluation_needs_no_train_split(compose, twice, tmp_path):
+    config = compose(*twice, "dataset.options.train=null", "stage=eval_base")
+    with Run.open(tmp_path / "run", config, []) as run:
+        prepared = prepared_data(config, run)
+        assert prepared.manifest["counts"] == {"train": 0, "validation": 0, "test": 3}
+        assert prepared.manifest["split_rule"]["validation"] == "none, as there is no train split to take it from"
+        assert [example.id for example in load_split(config, prepared, "test")] == ["test-0", "test-1", "test-2"]
+        with pytest.raises(UserError, match=r"has no train split, it has test \(3 rows\): name one of the source's"):
+            load_split(config, prepared, "train")
+        config.stage = "train"  # as a stage of one's own, or a source that is known when it is read only
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"There is no train split to train on: .* \(test\)\. Set it, or"):
+                prepared_data(config, run)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage=train", "dataset.options.test=t.jsonl"], "stage=train needs a train split, and .* has only test: set"),
+        (["dataset.options.test=t.jsonl"], "stage=pipeline needs a train split"),
+        (["stage=eval_base"], r"dataset\.options\.train has no default: .* To evaluate alone the latter is enough"),
+    ],
+)
+def test_files_that_a_stage_needs(overrides, message, compose):
+    with pytest.raises(UserError, match=message):
+        compose("dataset=files", *overrides)
+
+
+def rows_of_mine(path: str, download: bool = True, cache_dir: str | None = None) -> dict:
+    """A source of one's own, with options that decide how its rows get here."""
+    READ.append(download)
+    return {"train": [{"question": "q?", "answer": path}]}
+
+
+READ: list[bool] = []
+
+
+def test_options_that_change_no_data_prepare_none_again(tmp_path):
+    def folder(**options: object) -> Path:
+        return prepare(
+            tmp_path, "mine", "1", "tests.data.test_stage.rows_of_mine", options, {"train": "train"}, 0.0, 0.0, 0,
+            {"question": "question", "answer": "answer"},
+        ).folder  # fmt: skip
+
+    assert folder(path="a") == folder(path="a", download=False) == folder(path="a", cache_dir="x")
+    assert folder(path="a") != folder(path="b")
+    assert READ == [True, True]

@@ -106,14 +106,14 @@ def test_a_copy_is_read_once_and_is_as_good(make, copy, read, tmp_path, caplog):
 
 def test_data_of_before_are_read_once(make, read):
     first = make()
-    (first.folder / "looks.json").unlink()
+    (first.folder / "stamps.json").unlink()
     assert make() == make() == first
     assert len(read) == 8
 
 
 def test_where_nothing_can_be_written_each_process_reads_a_copy_once(make, read, monkeypatch):
     first = make()
-    (first.folder / "looks.json").unlink()
+    (first.folder / "stamps.json").unlink()
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")

@@ -7,7 +7,9 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -21,7 +23,7 @@ from vlmexp.runs import Run
 
 @pytest.fixture
 def rows(tmp_path):
-    """Write a file of numbered rows, each with its own image inside: splits depend on no path then."""
+    """Write a file of numbered rows, each with its own image inside."""
 
     def row(number: int) -> dict[str, str]:
         buffer = io.BytesIO()
@@ -92,6 +94,30 @@ def test_a_test_split_of_its_own_is_evaluated_with_one_note(evaluate, rows, tmp_
     assert re.search(
         r"was trained on other data \(fingerprint \w{12}\) than these \(\w{12}\): .* of 0 of the 5 test", note
     )
+
+
+def test_trained_pictures_under_other_names_are_known(compose, evaluate, rows, tmp_path):
+    """The file's rows hold BMP images; these are the same pictures in PNG files of their own."""
+    lines = []
+    for number in (3, 7, 30):
+        Image.new("RGB", (8 + number, 8)).save(tmp_path / f"photo-{number}.png")
+        lines.append(json.dumps({"image": f"photo-{number}.png", "question": "another?", "answer": "yes"}) + "\n")
+    (tmp_path / "test.jsonl").write_text("".join(lines))
+    data = ["dataset=files", "dataset.options.train=null", f"dataset.options.test={tmp_path}/test.jsonl"]
+    config = compose(*data, "stage=eval_finetuned", f"run={tmp_path}/trained", "dataset.validation_fraction=0")
+    trained = ids_of_the_training(tmp_path)
+    with Run.open(tmp_path / "alone", config, []) as run:
+        known = check_data(config, run, tmp_path / "trained")
+    expected = [f"test-{place}" for place, number in enumerate((3, 7)) if f"train-{number}" in trained]
+    assert expected
+    assert known == expected
+    (note,) = read_json(tmp_path / "alone" / "run.json")["fallbacks"]
+    assert note.endswith(f"on the images, videos or texts of {len(expected)} of the 3 test examples.")
+
+
+def ids_of_the_training(folder) -> set[str]:
+    table = pa.ipc.open_stream(Path(read_json(folder / "trained" / "run.json")["data"]["folder"]) / "train.arrow")
+    return set(table.read_all()["id"].to_pylist())
 
 
 def test_data_that_are_gone_cannot_be_compared(evaluate, tmp_path):

@@ -9,7 +9,17 @@ import re
 from pathlib import Path
 
 from vlmexp.checks.values import check_choice
-from vlmexp.config import MEDIA, Compare, Config, Evaluation, Tracking, required_roles, used_columns
+from vlmexp.config import (
+    MEDIA,
+    NEEDS_TRAIN,
+    SPLITS,
+    Compare,
+    Config,
+    Evaluation,
+    Tracking,
+    required_roles,
+    used_columns,
+)
 from vlmexp.errors import UserError
 
 EVALUATIONS = ("finetuned", "base")
@@ -48,6 +58,7 @@ def check_together(config: Config) -> None:
         if not path.strip():
             where = " (VLMEXP_DATA, which gives it, is empty)" if name == "data" and "VLMEXP_DATA" in os.environ else ""
             raise UserError(f"paths.{name} is empty{where}: name a folder, or leave it out.")
+    _check_files(config)
     has_conversations = bool(config.dataset.columns.get("messages"))
     for role in dict.fromkeys([*([] if has_conversations else ["answer"]), *required_roles(config)]):
         if not config.dataset.columns.get(role):
@@ -65,6 +76,24 @@ def check_together(config: Config) -> None:
         raise UserError(
             "collator.share_images=always needs collator.label_masking.mask_input_tokens=true: "
             "a prompt that several questions share cannot carry a loss for each of them."
+        )
+
+
+def _check_files(config: Config) -> None:
+    """Local files: at least one, and one to train on where that is to be done."""
+    options, name = config.dataset.options, config.dataset.name
+    if config.dataset.source != "files" or options.get("train"):
+        return
+    named = [split for split in SPLITS if options.get(split)]
+    if not named:
+        raise UserError(
+            "dataset.options.train has no default: set dataset.options.train=FILE, and dataset.options.test=FILE, with "
+            f"dataset={name}. To evaluate alone the latter is enough."
+        )
+    if config.stage in NEEDS_TRAIN:
+        raise UserError(
+            f"stage={config.stage} needs a train split, and dataset={name} has only {' and '.join(named)}: set "
+            "dataset.options.train=FILE, or choose stage=eval_base, which evaluates without one."
         )
 
 

@@ -18,6 +18,8 @@ RESIZE_MODES = ("keep_aspect", "crop", "stretch")
 VIDEO_LIBRARIES = ("auto", "decord", "cv2", "pyav", "torchcodec")
 SAMPLING_STRATEGIES = ("uniform", "fps")
 ON_BAD_SAMPLE = ("error", "skip")
+ON_DUPLICATES = ("report", "drop_from_train", "error")
+CONVERT = ("auto", "always", "never")
 TRAIN_ANSWERS = ("most_common", "sampled")
 WANDB_MODES = ("online", "offline", "disabled")
 TRACKERS = ("none", "tensorboard", "wandb")
@@ -40,6 +42,8 @@ def check_choices(config: Config) -> None:
         ("collator.video_processing.frame_extraction.library", frames.library, VIDEO_LIBRARIES),
         ("collator.video_processing.frame_extraction.sampling_strategy", frames.sampling_strategy, SAMPLING_STRATEGIES),
         ("dataset.on_bad_sample", config.dataset.on_bad_sample, ON_BAD_SAMPLE),
+        ("dataset.on_duplicates", config.dataset.on_duplicates, ON_DUPLICATES),
+        ("dataset.convert", config.dataset.convert, CONVERT),
         ("dataset.train_answer", config.dataset.train_answer, TRAIN_ANSWERS),
         ("evaluation.split", config.evaluation.split, SPLITS),
         ("preview.split", config.preview.split, SPLITS),

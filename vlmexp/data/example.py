@@ -6,13 +6,15 @@ import dataclasses
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
+from vlmexp.data.nested import ABSENT, value_at
 from vlmexp.data.turns import Turn, loaded_turns
 from vlmexp.errors import UserError, closest
 
@@ -27,7 +29,7 @@ class Example:
 
     Attributes:
         id: unique within the split.
-        fields: text by role, for the message template: question, and any further role.
+        fields: text by role, for the message template: question, any further role, and the choices with their letters.
         answers: the accepted answers, as many times as they were given.
         images: files, in the order in which the prompt shows them.
         metadata: values kept beside the prediction.
@@ -84,10 +86,11 @@ def check_columns(
     columns: Mapping[str, str | None], metadata: Iterable[str], present: Iterable[str], split: str
 ) -> None:
     """Raise a UserError if a role or the metadata name a column that the split does not have."""
-    present = sorted(present)
+    present = sorted(set(present))
     options = [(f"dataset.columns.{role}", column) for role, column in columns.items()]
     for option, column in [*options, *(("dataset.metadata", column) for column in metadata)]:
-        if column is not None and column not in present:
+        is_nested = option == "dataset.metadata" and str(column).partition(".")[0] in present
+        if column is not None and column not in present and not is_nested:
             raise UserError(
                 f"{option}={column}: the {split} split has no column {column!r}"
                 f"{closest(column, present) or '.'} Its columns are: {', '.join(present)}."
@@ -107,13 +110,15 @@ def to_example(
     Args:
         answer_seed: train on an answer drawn by this seed and the row's id; None: on the most common one.
     """
-    value: dict[str, Any] = {role: row.get(column) for role, column in columns.items() if column is not None}
-    images, videos = (tuple(root / path for path in value.get(role) or ()) for role in MEDIA_ROLES)
-    answers, choices = (tuple(answer_texts(value.get(role))) for role in ANSWER_ROLES)
-    fields = {role: plain_text(value[role]) for role in text_roles(value)}
+    given: dict[str, Any] = {role: row.get(column) for role, column in columns.items() if column is not None}
+    images, videos = (tuple(root / path for path in given.get(role) or ()) for role in MEDIA_ROLES)
+    answers, choices = (tuple(answer_texts(given.get(role))) for role in ANSWER_ROLES)
+    fields = {role: plain_text(given[role]) for role in text_roles(given)}
+    if columns.get("choices"):
+        fields["choices"] = lettered(choices)
     turns: list[Turn] = []
-    if CONVERSATION in value:
-        *turns, last = loaded_turns(value[CONVERSATION])
+    if CONVERSATION in given:
+        *turns, last = loaded_turns(given[CONVERSATION])
         fields["question"], answers = turns[-1].text, (last.text,)
     drawn = random.Random(f"{answer_seed}:{row['id']}").choice(answers) if answers and answer_seed is not None else None
     return Example(
@@ -121,7 +126,7 @@ def to_example(
         fields=fields,
         answers=answers,
         images=images,
-        metadata={name: row.get(name) for name in metadata},
+        metadata={name: None if (value := value_at(row, name)) is ABSENT else value for name in metadata},
         videos=videos,
         split=split,
         columns=columns,
@@ -131,21 +136,48 @@ def to_example(
     )
 
 
+def prompt_fields(columns: Mapping[str, str | None]) -> list[str]:
+    """The fields of a prompt: the roles that hold a text, and the choices with their letters."""
+    return [*text_roles(columns), *(["choices"] if columns.get("choices") else [])]
+
+
 def text_roles(columns: Iterable[str]) -> list[str]:
     """The roles whose columns hold a text for the message template."""
     return [role for role in columns if role not in (*ANSWER_ROLES, CONVERSATION, *MEDIA_ROLES)]
 
 
 def answer_texts(value: Any) -> list[str]:
-    """The accepted answers in a value: a text, a number, `{"answer": ...}`, or a list of such; empty ones left out.
+    """The accepted answers in a value: text, number, `{"answer": ...}`, `{"text": [...]}` (SQuAD's), or a list of such.
 
-    >>> answer_texts([{"answer": "yes", "answer_id": 1}, 3, ""])
-    ['yes', '3']
+    Empty ones are left out.
+
+    >>> answer_texts([{"answer": "yes", "answer_id": 1}, 3, ""]), answer_texts({"text": ["a"], "answer_start": [0]})
+    (['yes', '3'], ['a'])
     """
-    value = value.tolist() if isinstance(value, np.ndarray) else value
-    items = value if isinstance(value, list | tuple) else [value]
-    texts = [plain_text(item["answer"] if isinstance(item, dict) and "answer" in item else item) for item in items]
+    texts = [plain_text(item) for each in _items(value) for item in _items(_said(each))]
     return [text for text in texts if text.strip()]
+
+
+def _items(value: Any) -> Sequence[Any]:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _said(value: Any) -> Any:
+    """What an answer's object says; of a list in a list nothing is known."""
+    if isinstance(value, dict):
+        return next((value[name] for name in ("answer", "text") if name in value), value)
+    return plain_text(value)
+
+
+def letter(number: int) -> str:
+    """The letter of a choice, counted from 0: A to Z, then AA, AB and so on."""
+    return ("" if number < 26 else letter(number // 26 - 1)) + ascii_uppercase[number % 26]
+
+
+def lettered(choices: Iterable[str]) -> str:
+    """A line for each choice: `A. red`, `B. green`."""
+    return "\n".join(f"{letter(number)}. {choice}" for number, choice in enumerate(choices))
 
 
 def plain_text(value: Any) -> str:

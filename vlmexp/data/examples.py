@@ -64,8 +64,14 @@ class Examples(ExampleSequence):
         seed: int = 0,
         answer_seed: int | None = None,
     ) -> None:
-        if not prepared.manifest["counts"].get(split):
-            raise UserError(f"The data set {prepared.folder.name} has no {split} split.")
+        counts = prepared.manifest["counts"]
+        if not counts.get(split):
+            there = ", ".join(f"{name} ({count:,} rows)" for name, count in counts.items() if count)
+            raise UserError(
+                f"The data set {prepared.folder.name} has no {split} split, it has {there}: name one of the source's "
+                f"({', '.join(prepared.manifest['available'])}) with dataset.splits.{split}, or, with dataset=files, a "
+                f"file with dataset.options.{split}."
+            )
         self._file, self._root = prepared.arrow(split), prepared.folder
         self._rows: np.ndarray | None = None
         self._table, self._read = self._mapped(), 0

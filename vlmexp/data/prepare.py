@@ -5,8 +5,10 @@
     train.arrow validation.arrow test.arrow   the source's columns, memory-mapped when read
     media/                                 every distinct image or video that came as bytes, as encoded by the source
     referenced.jsonl                       every file that is used where it lies, with its hash
-    looks.json                             what these and the media looked like when their content was last read
+    stamps.json                            size and times of these and of the media when their content was last read
     bad.jsonl                              every row that cannot be used: split, row, column, path, reason
+    duplicates.jsonl                       every row that shows what a row of another split shows
+    pictures.jsonl                         what every image and video shows: equal for files that show the same
 """
 
 from __future__ import annotations
@@ -26,19 +28,23 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from vlmexp.data.reading import Reading, groups, media_columns, without_media
-from vlmexp.data.row_chunks import RowChunks
+from vlmexp.data.contents import contents_of, shown
+from vlmexp.data.division import divide
+from vlmexp.data.duplicates import Part, near_duplicates, write_duplicates
+from vlmexp.data.reading import Reading, media_columns
 from vlmexp.data.rows import MediaStore
-from vlmexp.data.sources import Source, files_read, find_source, input_paths
-from vlmexp.data.splits import SPLITS, carve, resolved_splits, split_rule
+from vlmexp.data.sources import Source, data_options, files_read, find_source, input_paths
+from vlmexp.data.splits import SPLITS, require_train, resolved_splits, split_rule
 from vlmexp.data.unchanged import first_changed, remember
-from vlmexp.data.verify import Verified, content, look, state, verify
+from vlmexp.data.verify import Verified, content, stamp, state, verify
 from vlmexp.data.video_readers import resolve_library
 from vlmexp.errors import UserError
 from vlmexp.files import digest, file_digest, new_folder, read_json, read_jsonl, write_json, write_jsonl
 from vlmexp.storage import writing
 
-_FORMAT = 4  # raise it when the same request would be prepared in another way
+LISTS = ("bad.jsonl", "duplicates.jsonl", "pictures.jsonl")
+_WORDS = {"image": "picture", "video": "video"}
+_FORMAT = 5  # raise it when the same request would be prepared in another way
 log = logging.getLogger(__name__)
 
 
@@ -56,6 +62,20 @@ class Prepared:
 
     def arrow(self, split: str) -> Path:
         return self.folder / f"{split}.arrow"
+
+    def duplicates(self) -> list[dict[str, Any]]:
+        """The lines of duplicates.jsonl; none of data that were prepared by an older version."""
+        return read_jsonl(self.folder / "duplicates.jsonl")
+
+    @property
+    def shown_kind(self) -> str:
+        """What the rows show, in a word: pictures, videos, or texts where they have neither."""
+        columns = self.manifest["request"]["columns"]
+        return next((f"{word}s" for role, word in _WORDS.items() if columns.get(role)), "texts")
+
+    def shows(self) -> dict[str, str]:
+        """What each image and video shows, by its name in the rows: equal for files that show the same."""
+        return {line["path"]: line["shows"] for line in read_jsonl(self.folder / "pictures.jsonl")}
 
     def name_of(self, media: Path) -> str:
         """How the rows name a file: relative to the folder where it lies there."""
@@ -77,11 +97,15 @@ def prepare(
     on_bad_sample: str = "error",
     max_bad_share: float = 0.05,
     video_library: str = "auto",
+    on_duplicates: str = "report",
+    convert: str = "auto",
+    needs_train: bool = True,
 ) -> Prepared:
     """Return the prepared data set, making it first if it is not there or no longer what it was.
 
     A split that the source lacks is taken out of the train split: whole images, with all their questions, in the order
-    of the hash of the image and `split_seed`. So no image is in two splits.
+    of the hash of the image and `split_seed`. So no image is in two splits, whatever names its files have. Between
+    splits of the source's own, rows that show the same are listed in duplicates.jsonl.
 
     Args:
         columns: role -> column; image and video are media, answer and choices lists of texts, every other role a text.
@@ -89,9 +113,15 @@ def prepare(
         on_bad_sample: whether rows that cannot be used are an `error`, or left out (`skip`).
         max_bad_share: of the rows of a split; above it they are an error even with `skip`.
         video_library: the library that must be able to read the videos; data prepared for another are checked again.
+        on_duplicates: whether rows that show what rows of another split show are listed (`report`), leave the train
+            split (`drop_from_train`), or are an `error`.
+        convert: whether lists and whole numbers that a table program has turned into something else become what they
+            were: `auto`, `always` or `never` (see vlmexp.data.conversions).
+        needs_train: whether a data set without a train split is of no use.
 
     Raises:
-        UserError: unknown source or option, a split or column that the source does not have, no rows, or bad rows.
+        UserError: unknown source or option, a split or column that the source does not have, no rows, bad rows, or
+            duplicates that are an error.
     """
     rows_of = find_source(source, options)
     request = {
@@ -99,7 +129,7 @@ def prepare(
         "name": name,
         "version": version,
         "source": source,
-        "options": {option: _resolved_path(option, value) for option, value in options.items()},
+        "options": {option: _resolved_path(option, value) for option, value in data_options(options).items()},
         "inputs": {str(path): _input_digest(path) for path in input_paths(options)},
         "splits": dict(splits),
         "validation_fraction": validation_fraction,
@@ -108,6 +138,8 @@ def prepare(
         "columns": dict(columns),
         "required": list(required),
         **({"video_library": resolve_library(video_library)} if columns.get("video") else {}),
+        **({"on_duplicates": on_duplicates} if on_duplicates == "drop_from_train" else {}),
+        **({"convert": convert} if convert != "auto" else {}),
     }
     folder = data_dir.expanduser() / f"{name}-{digest(request)[:12]}"
     prepared, _ = _found(folder)  # without the lock, so that data in a folder that cannot be written can be used
@@ -122,8 +154,12 @@ def prepare(
                         "this folder is made.",
                         folder, changed,
                     )  # fmt: skip
-                prepared = _make(folder, rows_of, options, request)
+                prepared = _make(folder, rows_of, options, request, needs_train)
+    if needs_train:
+        require_train(prepared.manifest["available"], prepared.manifest["counts"]["train"])
     _refuse_bad(prepared, on_bad_sample, max_bad_share)
+    if on_duplicates == "error":
+        _refuse_duplicates(prepared)
     return prepared
 
 
@@ -149,7 +185,9 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _make(folder: Path, rows_of: Source, options: Mapping[str, Any], request: Mapping[str, Any]) -> Prepared:
+def _make(
+    folder: Path, rows_of: Source, options: Mapping[str, Any], request: Mapping[str, Any], needs_train: bool
+) -> Prepared:
     """Read the source, check every row and all media, split, and write the folder."""
     columns, seed = request["columns"], request["split_seed"]
     inputs = dict(options)
@@ -157,10 +195,13 @@ def _make(folder: Path, rows_of: Source, options: Mapping[str, Any], request: Ma
         inputs["media_columns"] = media_columns(columns)
     available = rows_of(**inputs)
     wanted = resolved_splits(available, request["splits"])
+    if needs_train:
+        require_train(list(available), wanted["train"] is not None)
     fractions = {split: request[f"{split}_fraction"] for split in ("validation", "test")}
     missing = {split: fraction for split, fraction in fractions.items() if wanted[split] is None}
     with writing(folder, "or set paths.data or VLMEXP_DATA to another place"), new_folder(folder) as temporary:
-        reading = Reading(request["name"], columns, request["required"], MediaStore(temporary))
+        store, convert = MediaStore(temporary), request.get("convert", "auto")
+        reading = Reading(request["name"], columns, request["required"], store, convert)
         scratch = temporary / "rows"
         read = {
             split: reading.rows(available[theirs], split, scratch)
@@ -168,31 +209,45 @@ def _make(folder: Path, rows_of: Source, options: Mapping[str, Any], request: Ma
             if theirs is not None
         }
         files = verify(
-            reading.store.kinds, temporary, f"check media of {request['name']}", request.get("video_library", "auto")
+            store.kinds, temporary, f"check media of {request['name']}", request.get("video_library", "auto")
         )
-        keep = {split: reading.with_good_media(rows, split, files) for split, rows in read.items()}
+        keep = {split: reading.converted(rows, split) for split, rows in read.items()}
+        keep = {split: reading.with_good_media(rows, keep[split], split, files) for split, rows in read.items()}
+        _refuse_empty(request["name"], keep, reading.bad)
+        contents = contents_of(files)
+        parts = {split: Part(split, rows, shown(rows, columns, contents), keep[split]) for split, rows in read.items()}
+        bare = {split: part.shown.without_media(part.mask) for split, part in parts.items()}
+        division = divide(parts, missing, contents.names, seed, "on_duplicates" in request)
         _write_lists(temporary, reading.bad, files, files_read(request["source"], options))
-        if not keep["train"].any():
-            first = f": every row of it is bad, the first by this: {reading.bad[0]['error']}" if reading.bad else "."
-            raise UserError(f"dataset={request['name']}: the train split has no rows{first}")
-        assigned = {split: np.where(kept, split, "") for split, kept in keep.items()}
-        assigned["train"] = np.full(len(keep["train"]), "", "<U10")
-        assigned["train"][keep["train"]] = carve(groups(read["train"], keep["train"], columns), missing, seed)
-        counts = dict.fromkeys(SPLITS, 0) | _write(read, assigned, temporary)
-        bare = {split: without_media(rows, keep[split], columns) for split, rows in read.items()}
+        counts = dict.fromkeys(SPLITS, 0) | {split: _write(part, temporary) for split, part in division.parts.items()}
+        found = write_duplicates(temporary / "duplicates.jsonl", division.pairs, columns, contents)
         shutil.rmtree(scratch)
         manifest = {
             "request": request,
+            "available": list(available),
             "split_rule": split_rule(wanted, fractions, seed),
             "counts": counts,
             "read": {split: int(kept.sum()) for split, kept in keep.items()},
             "without_media": bare,
             "bad": {split: dict(Counter(b["reason"] for b in reading.bad if b["split"] == split)) for split in read},
+            "converted": reading.conversions.sentences(),
+            "dropped_from_train": division.dropped,
+            "duplicates": {split: others for split, others in found.items() if split != "train"},
+            "near_duplicates": near_duplicates(division.parts, contents),
+            "lists": list(LISTS),
             "fingerprint": _fingerprint(temporary),
         }
         write_json(temporary / "manifest.json", manifest)
     pa.default_memory_pool().release_unused()
     return Prepared(folder, manifest)
+
+
+def _refuse_empty(name: str, keep: Mapping[str, np.ndarray], bad: Sequence[Mapping[str, Any]]) -> None:
+    """Raise a UserError if there is nothing to train on, or, without a train split, nothing to evaluate."""
+    needed = "train" if "train" in keep else next(iter(keep))
+    if not keep[needed].any():
+        first = f": every row of it is bad, the first by this: {bad[0]['error']}" if bad else "."
+        raise UserError(f"dataset={name}: the {needed} split has no rows{first}")
 
 
 def _refuse_bad(prepared: Prepared, on_bad_sample: str, max_bad_share: float) -> None:
@@ -218,50 +273,64 @@ def _refuse_bad(prepared: Prepared, on_bad_sample: str, max_bad_share: float) ->
         )
 
 
-def _write(read: Mapping[str, RowChunks], assigned: Mapping[str, np.ndarray], folder: Path) -> dict[str, int]:
-    """Write one Arrow stream for each split that has rows; returns their numbers of rows.
+def _refuse_duplicates(prepared: Prepared) -> None:
+    """Raise a UserError if a row of one split shows what a row of another shows."""
+    listing = prepared.manifest["duplicates"]
+    if not listing:
+        return
+    counts = "; ".join(
+        f"{count['rows']:,} of {prepared.manifest['counts'][split]:,} {split} rows show what rows of {other} show"
+        for split, others in listing.items()
+        for other, count in others.items()
+    )
+    first = prepared.duplicates()[0]
+    raise UserError(
+        f"{prepared.manifest['request']['name']}: {counts}. The first is {first['id']}, which shows the same as "
+        f"{first['other_id']} of {first['other_split']}. All are listed in {prepared.folder / 'duplicates.jsonl'}. "
+        "Leave them in with dataset.on_duplicates=report, or take their like out of train with drop_from_train."
+    )
 
-    Args:
-        assigned: for each split that was read, [rows] the split that a row goes to; empty: none.
-    """
-    counts = {}
-    for theirs, rows in read.items():
-        for split in np.unique(assigned[theirs][assigned[theirs] != ""]).tolist():
-            with contextlib.ExitStack() as stack:
-                file, writer, start = stack.enter_context(pa.OSFile(str(folder / f"{split}.arrow"), "wb")), None, 0
-                for table in rows.tables():
-                    if writer is None:
-                        writer = stack.enter_context(pa.ipc.new_stream(file, table.schema))
-                    writer.write_table(table.filter(pa.array(assigned[theirs][start : start + len(table)] == split)))
-                    start += len(table)
-            counts[split] = int((assigned[theirs] == split).sum())
-    return counts
+
+def _write(part: Part, folder: Path) -> int:
+    """Write the Arrow stream of a split; returns its number of rows."""
+    with contextlib.ExitStack() as stack:
+        file, writer, start = stack.enter_context(pa.OSFile(str(folder / f"{part.split}.arrow"), "wb")), None, 0
+        for table in part.rows.tables():
+            if writer is None:
+                writer = stack.enter_context(pa.ipc.new_stream(file, table.schema))
+            writer.write_table(table.filter(pa.array(part.mask[start : start + len(table)])))
+            start += len(table)
+    return int(part.mask.sum())
 
 
 def _write_lists(
     folder: Path, bad: Sequence[Mapping[str, Any]], media: Mapping[Path, Verified], others: Sequence[Path]
 ) -> None:
-    """Write bad.jsonl, and referenced.jsonl with the media that are not in the folder and the other files."""
+    """Write bad.jsonl, pictures.jsonl, and referenced.jsonl with the files that are not in the folder."""
     write_jsonl(folder / "bad.jsonl", bad)
+    good = ((path, file) for path, file in media.items() if file.error is None)
+    write_jsonl(folder / "pictures.jsonl", ({"path": str(path), "shows": file.shows.hex()} for path, file in good))
     outside = {path: file for path, file in media.items() if path.is_absolute()}
-    outside |= {path: Verified(look(path), content(path), None) for path in others}
+    outside |= {path: Verified(stamp(path), content(path), None) for path in others}
     write_jsonl(
         folder / "referenced.jsonl", ({"path": str(path), "sha256": file.sha256} for path, file in outside.items())
     )
-    remember(folder, {str(path): file.look for path, file in (outside | dict(media)).items()})
+    remember(folder, {str(path): file.stamp for path, file in (outside | dict(media)).items()})
 
 
 def _found(folder: Path) -> tuple[Prepared | None, str]:
     """The prepared data if they are there and, with every file that they refer to, what they were; or what is not."""
-    if not ((folder / "manifest.json").exists() and (folder / "bad.jsonl").exists()):
+    if not (folder / "manifest.json").exists():
         return None, "a file is missing"
     try:
         manifest = read_json(folder / "manifest.json")
+        if not all((folder / name).exists() for name in manifest.get("lists", ["bad.jsonl"])):
+            return None, "a file is missing"
         if _fingerprint(folder) != manifest["fingerprint"]:
             return None, "the splits, or which files there are"
         hashes = {f"media/{path.name}": path.stem for path in (folder / "media").iterdir()}
         hashes |= {file["path"]: file["sha256"] for file in read_jsonl(folder / "referenced.jsonl")}
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:  # a file is gone, or no longer what it was
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:  # gone, or not what it was
         return None, f"{type(error).__name__}: {error}"
     changed = first_changed(folder, hashes)
     return (Prepared(folder, manifest), "") if changed is None else (None, changed)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from vlmexp.data.conversions import Conversions
 from vlmexp.data.example import MEDIA_ROLES, check_columns
+from vlmexp.data.nested import paths_in, with_nested
 from vlmexp.data.row_chunks import RowChunks
 from vlmexp.data.rows import BadSample, MediaStore, stored_row
 from vlmexp.data.sources import Rows
-from vlmexp.data.splits import media_groups
 from vlmexp.data.verify import Verified
 
 _ROWS_FOR_COLUMNS = 1000  # a required column that none of so many rows has does not exist
@@ -28,11 +30,17 @@ class Reading:
     """
 
     def __init__(
-        self, name: str, columns: Mapping[str, str | None], required: Sequence[str], store: MediaStore
+        self,
+        name: str,
+        columns: Mapping[str, str | None],
+        required: Sequence[str],
+        store: MediaStore,
+        convert: str = "auto",
     ) -> None:
         self._name, self._columns, self._required = name, columns, required
         self.store = store
         self.bad: list[dict[str, Any]] = []
+        self.conversions = Conversions(columns, convert)
 
     def rows(self, rows: Rows, split: str, folder: Path) -> RowChunks:
         """The rows of a split that can be used, as far as their text tells, in files in `folder`.
@@ -42,24 +50,49 @@ class Reading:
         """
         chunks, seen, count = RowChunks(folder / split), set[str](), 0
         times = Counter[str]()  # how often an id was given so far
+        dotted, inside = [column for column in self._columns.values() if column and "." in column], list[str]()
         for original in tqdm(rows, f"prepare {self._name} {split}", unit=" rows", leave=False):
+            if count == 0 and dotted:
+                inside = list(paths_in(original))
             if count == _ROWS_FOR_COLUMNS:
-                check_columns({role: self._columns.get(role) for role in self._required}, [], seen, split)
+                needed = {role: self._columns.get(role) for role in self._required}
+                check_columns(needed, [], [*seen, *inside], split)
+            original = with_nested(original, dotted) if dotted else original
             seen |= original.keys()
             given = (original[name] for name in ("id", "question_id") if original.get(name) is not None)
             row = _unused(str(next(given, f"{split}-{count}")), times)
             count += 1
             try:
-                chunks.add(stored_row(original, self._columns, self._required, self.store) | {"id": row})
+                converted = self.conversions.read(original, split)
+                chunks.add(stored_row(converted, self._columns, self._required, self.store) | {"id": row})
             except BadSample as error:
                 self._add(split, row, error.column, None, error.reason, str(error))
         if count:
-            check_columns(self._columns, [], seen, split)
+            check_columns(self._columns, [], [*seen, *inside], split)
         return chunks
 
-    def with_good_media(self, rows: RowChunks, split: str, files: Mapping[Path, Verified]) -> np.ndarray:
-        """[rows] bool: those all of whose media could be decoded."""
-        keep = np.ones(len(rows), bool)
+    def converted(self, rows: RowChunks, split: str) -> np.ndarray:
+        """[rows] bool: those that can still be used once their values are what they were before a table program."""
+        keep, columns, number = np.ones(len(rows), bool), self.conversions.columns, itertools.count()
+        answer = self._columns.get("answer") or ""
+
+        def change(row: dict[str, Any]) -> dict[str, Any]:
+            index, had = next(number), bool(row.get(answer))
+            changed = self.conversions.change(row)
+            if had and "answer" in self._required and not changed[answer]:
+                keep[index] = False
+                self._add(split, row["id"], answer, None, "empty answer", "the answer is empty.")
+            return changed
+
+        if columns:
+            rows.change(["id", *columns], change)
+        return keep
+
+    def with_good_media(
+        self, rows: RowChunks, keep: np.ndarray, split: str, files: Mapping[Path, Verified]
+    ) -> np.ndarray:
+        """[rows] bool: those of the ones to keep all of whose media could be decoded."""
+        keep = keep.copy()
         bad = {str(path): file.error for path, file in files.items() if file.error is not None}
         for column in media_columns(self._columns) if bad else ():
             index = 0
@@ -92,29 +125,6 @@ def _unused(name: str, times: Counter[str]) -> str:
 def media_columns(columns: Mapping[str, str | None]) -> tuple[str, ...]:
     """The columns that hold images or videos."""
     return tuple(column for role in MEDIA_ROLES if (column := columns.get(role)))
-
-
-def groups(rows: RowChunks, keep: np.ndarray, columns: Mapping[str, str | None]) -> list[str]:
-    """For each row to keep a name that it shares with every such row that has some of the same media."""
-    media = enumerate(_media(rows, keep, columns))
-    return media_groups([paths or (f"row {number}",) for number, paths in media])
-
-
-def without_media(rows: RowChunks, keep: np.ndarray, columns: Mapping[str, str | None]) -> int:
-    """How many rows to keep have neither an image nor a video."""
-    return sum(not paths for paths in _media(rows, keep, columns))
-
-
-def _media(rows: RowChunks, keep: np.ndarray, columns: Mapping[str, str | None]) -> Iterator[tuple[str, ...]]:
-    """The paths of all media of each row to keep; rows with the same media give the same tuple."""
-    names, known, start = media_columns(columns), dict[tuple[str, ...], tuple[str, ...]](), 0
-    for table in rows.tables("id", *names):
-        values = zip(*(_values(table, name) for name in names), strict=True) if names else [()] * len(table)
-        for kept, row in zip(keep[start : start + len(table)].tolist(), values, strict=True):
-            if kept:
-                paths = tuple(path for column in row for path in column or ())
-                yield known.setdefault(paths, paths)
-        start += len(table)
 
 
 def _values(table: Any, column: str) -> list[list[str] | None]:

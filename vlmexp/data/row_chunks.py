@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,35 @@ class RowChunks:
                 table = stream.read_all()
             yield pa.table({name: _as_type(table, name, wanted[name]) for name in wanted})
 
+    def change(self, columns: Sequence[str], change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Change the values of some columns, row by row.
+
+        Args:
+            change: of a row's values in those of the columns that there are, to the new ones.
+        """
+        if self._rows:
+            self._write()
+        for number, schema in enumerate(self._schemas):
+            names = [name for name in columns if name in schema.names]
+            with pa.OSFile(str(self._file(number))) as file, pa.ipc.open_stream(file) as stream:
+                table = stream.read_all()
+            rows = [change(row) for row in table.select(names).to_pylist()]
+            for name in names:
+                values = _array([row[name] for row in rows])
+                table = table.set_column(table.column_names.index(name), name, values)
+            self._write_table(number, table)
+            self._schemas[number] = table.schema
+
     def _write(self) -> None:
         names = dict.fromkeys(name for row in self._rows for name in row)
         table = pa.table({name: _array([row.get(name) for row in self._rows]) for name in names})
-        with pa.OSFile(str(self._file(len(self._schemas))), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
-            out.write_table(table)
+        self._write_table(len(self._schemas), table)
         self._schemas.append(table.schema)
         self._rows = []
+
+    def _write_table(self, number: int, table: pa.Table) -> None:
+        with pa.OSFile(str(self._file(number)), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+            out.write_table(table)
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number}.arrow"

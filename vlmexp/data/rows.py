@@ -15,10 +15,9 @@ import numpy as np
 
 from vlmexp.data.conversation import BadConversation, read_conversation
 from vlmexp.data.example import ANSWER_ROLES, CONVERSATION, MEDIA_ROLES, answer_texts, is_missing, plain_text
+from vlmexp.data.pictures import HEAD, stored_name
 from vlmexp.data.turns import stored_turns
 from vlmexp.errors import UserError
-
-_ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
 
 
 class BadSample(UserError):
@@ -61,8 +60,7 @@ class MediaStore:
         if isinstance(value, str) and "://" in value:
             raise ValueError(f"{value} is an address: download the file and name its path")
         if isinstance(value, bytes):
-            ending = next((e for magic, e in _ENDINGS.items() if value.startswith(magic)), ".bin")
-            path = Path("media", f"{hashlib.sha256(value).hexdigest()[:20]}{ending}")
+            path = Path(stored_name(hashlib.sha256(value).hexdigest(), value[:HEAD]))
             if not (self.root / path).exists():
                 (self.root / path).write_bytes(value)
         elif isinstance(value, str | Path):

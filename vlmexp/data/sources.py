@@ -8,21 +8,30 @@ YAML names its source by its name here or by a dotted path.
 
 from __future__ import annotations
 
+import glob
 import importlib
 import inspect
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
+from vlmexp.data.example import letter, lettered
+from vlmexp.data.literals import parsed
+from vlmexp.data.nested import with_nested
+from vlmexp.data.shards import split_files
 from vlmexp.data.tables import READERS, read_rows
 from vlmexp.data.vqav2 import vqav2, vqav2_files
 from vlmexp.errors import UserError, closest, unknown
 from vlmexp.files import read_json
 from vlmexp.quoting import one_text
 
+# Options of any source that decide how and from where data come, and not which: with others they are the same data.
+CHANGES_NO_DATA = (
+    "download", "questions_url", "images_url", "cache_dir", "cache_folder", "num_proc", "num_workers", "workers",
+    "timeout", "retries", "token", "verbose",
+)  # fmt: skip
 Rows = Iterable[dict[str, Any]]
 Source = Callable[..., Mapping[str, Rows]]
 
@@ -65,35 +74,47 @@ def shapes(images: int, descriptions_per_image: int, seed: int) -> dict[str, Row
 
 
 def files(
-    train: str,
-    validation: str | None = None,
-    test: str | None = None,
+    train: str | Sequence[str] | None = None,
+    validation: str | Sequence[str] | None = None,
+    test: str | Sequence[str] | None = None,
     root: str | None = None,
     paths: Mapping[str, str] | None = None,
     media_columns: Iterable[str] = (),
 ) -> dict[str, Rows]:
-    """Local jsonl, json, csv or parquet files, one a split; media paths are relative to `root` or else to the file.
+    """Local jsonl, json, csv, tsv or parquet files; media paths are relative to `root` or else to the file.
 
     Args:
+        train, validation, test: a file, a list of files, a pattern such as `data/train-*.parquet`, or a folder.
         paths: column to add -> its text, with the row's own columns in braces: `{clip: "videos/{video_id}.mp4"}`.
     """
 
-    def rows(option: str, file: str) -> Iterator[dict[str, Any]]:
-        path = Path(file).expanduser()
-        if path.suffix.lower() not in READERS:
-            raise UserError(f"dataset.options.{option}={file}: the file's ending must be one of {', '.join(READERS)}.")
-        if not path.is_file():
-            raise UserError(f"dataset.options.{option}={file}: there is no such file (looked at {path.resolve()}).")
-        folder = (Path(root).expanduser() if root else path.parent).resolve()
+    media = list(media_columns)
+    dotted = [column for column in media if "." in column]
+
+    def rows(option: str, given: str | Sequence[str]) -> Iterator[dict[str, Any]]:
         try:
-            for row in read_rows(path):
-                row |= {column: _filled(column, text, row, file) for column, text in (paths or {}).items()}
-                yield row | {column: _placed(row[column], folder) for column in media_columns if column in row}
+            found = split_files(given)
         except ValueError as error:
-            raise UserError(f"dataset.options.{option}={file} cannot be read: {error}.") from None
+            raise UserError(f"dataset.options.{option}={given}: {error}.") from None
+        for path in found:
+            file = given if len(found) == 1 and isinstance(given, str) else str(path)
+            if path.suffix.lower() not in READERS:
+                raise UserError(
+                    f"dataset.options.{option}={file}: the file's ending must be one of {', '.join(READERS)}."
+                )
+            if not path.is_file():
+                raise UserError(f"dataset.options.{option}={file}: there is no such file (looked at {path.resolve()}).")
+            folder = (Path(root).expanduser() if root else path.parent).resolve()
+            try:
+                for row in read_rows(path, may_be_empty=len(found) > 1):
+                    row |= {column: _filled(column, text, row, file) for column, text in (paths or {}).items()}
+                    row = with_nested(row, dotted) if dotted else row
+                    yield row | {column: _placed(row[column], folder) for column in media if column in row}
+            except ValueError as error:
+                raise UserError(f"dataset.options.{option}={file} cannot be read: {error}.") from None
 
     named = {"train": train, "validation": validation, "test": test}
-    return {split: rows(split, file) for split, file in named.items() if file is not None}
+    return {split: rows(split, given) for split, given in named.items() if given}
 
 
 def _filled(column: str, text: str, row: Mapping[str, Any], file: str) -> str:
@@ -111,6 +132,8 @@ def _filled(column: str, text: str, row: Mapping[str, Any], file: str) -> str:
 
 def _placed(value: Any, folder: Path) -> Any:
     """A media value with its relative paths below `folder`; whatever is no path stays as it is."""
+    if isinstance(value, str) and value.startswith("["):  # a list that went through a table program
+        value = found if isinstance(found := parsed(value), list) else value
     if isinstance(value, list):
         return [_placed(item, folder) for item in value]
     if isinstance(value, dict) and value.get("bytes") is None and isinstance(value.get("path"), str):
@@ -168,31 +191,36 @@ def _saved(folder: Path) -> Mapping[str, Any] | None:
 
 def _lettered(rows: Rows, question: str, choices: str, answer: str) -> Iterator[dict[str, Any]]:
     for row in rows:
-        lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, row[choices], strict=False)]
         number = row[answer]
-        known = isinstance(number, int) and 0 <= number < len(lines)
-        letter = ascii_uppercase[number] if known else None
-        yield row | {"question_and_choices": "\n".join([row[question], *lines]), "letter": letter}
+        known = isinstance(number, int) and 0 <= number < len(row[choices])
+        lines = f"{row[question]}\n{lettered(row[choices])}"
+        yield row | {"question_and_choices": lines, "letter": letter(number) if known else None}
 
 
 def _with_class_names(rows: Rows, features: Mapping[str, Any]) -> Rows:
-    """The rows with the names of classes, in lists too, in the place of their numbers."""
+    """The rows with the names of classes, in lists and objects too, in the place of their numbers."""
+    classed = {column: feature for column, feature in features.items() if _has_classes(feature)}
+    if not classed:
+        return rows
+    return (row | {name: _class_name(row[name], feature) for name, feature in classed.items()} for row in rows)
+
+
+def _has_classes(feature: Any) -> bool:
     import datasets
 
-    names = {
-        column: label.names
-        for column, feature in features.items()
-        if isinstance(label := getattr(feature, "feature", feature), datasets.ClassLabel)
-    }
-    if not names:
-        return rows
-    return (row | {column: _class_name(row[column], names[column]) for column in names} for row in rows)
+    if isinstance(feature, dict):
+        return any(map(_has_classes, feature.values()))
+    return isinstance(feature, datasets.ClassLabel) or _has_classes(getattr(feature, "feature", {}))
 
 
-def _class_name(value: Any, names: Sequence[str]) -> Any:
+def _class_name(value: Any, feature: Any) -> Any:
     if isinstance(value, list):
-        return [_class_name(item, names) for item in value]
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+        return [_class_name(item, feature.feature) for item in value]
+    if isinstance(feature, dict):
+        return value and {name: _class_name(value.get(name), inner) for name, inner in feature.items()}
+    if not hasattr(feature, "names"):
+        return value
+    return feature.names[value] if isinstance(value, int) and 0 <= value < len(feature.names) else None
 
 
 def find_source(name: str, options: Mapping[str, Any]) -> Source:
@@ -231,13 +259,24 @@ def _takes_text(parameter: inspect.Parameter) -> bool:
     return str(parameter.annotation) in ("str", "str | None", "<class 'str'>")
 
 
+def data_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a source that decide what the data are, and not only how they get here."""
+    return {option: value for option, value in options.items() if option not in CHANGES_NO_DATA}
+
+
 def input_paths(options: Mapping[str, Any]) -> list[Path]:
     """The files and folders that a source reads, absolute; what is in them is part of what the data set is.
 
-    They are the options that name one. Not so `root`: the media below it are looked at one by one.
+    They are the options that name one, or are a pattern. Not so `root`: the media below it are looked at one by one.
     """
-    given = [value for option, value in options.items() if option != "root" and isinstance(value, str) and value]
-    return [path.resolve() for value in given if (path := Path(value).expanduser()).exists()]
+    found = list[Path]()
+    for option, value in options.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        for text in [text for text in values if option != "root" and isinstance(text, str) and text]:
+            path = Path(text).expanduser()
+            patterns = glob.glob(str(path), recursive=True) if glob.has_magic(text) and not path.exists() else []
+            found += [Path(name).resolve() for name in sorted(patterns)] or [path.resolve()] * path.exists()
+    return found
 
 
 def files_read(name: str, options: Mapping[str, Any]) -> list[Path]:
@@ -246,7 +285,7 @@ def files_read(name: str, options: Mapping[str, Any]) -> list[Path]:
 
 
 def _without_decoding(table: Any) -> Any:
-    """The table with images and videos, in lists too, as encoded bytes, so that files are stored as they came."""
+    """The table with images and videos, in lists and objects too, as encoded bytes: files are stored as they came."""
     for column, feature in table.features.items():
         encoded = _encoded(feature)
         if encoded != feature:
@@ -261,6 +300,8 @@ def _encoded(feature: Any) -> Any:
         return type(feature)(decode=False)
     if isinstance(feature, datasets.List | datasets.LargeList):
         return type(feature)(_encoded(feature.feature))
+    if isinstance(feature, dict):
+        return {name: _encoded(inner) for name, inner in feature.items()}
     return feature
 
 

@@ -6,6 +6,8 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from vlmexp.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -15,19 +17,22 @@ def resolved_splits(available: Iterable[str], splits: Mapping[str, str | None]) 
     """Which of the source's splits each of ours is; None: to be taken out of the train split.
 
     A split that the source lacks under its usual name counts as not given; one asked for by another name is an error,
-    and so is one that is asked for twice.
+    and so is one that is asked for twice, or no split at all.
     """
     available = list(available)
     resolved: dict[str, str | None] = {}
     for split in SPLITS:
         wanted = splits.get(split)
-        if wanted is not None and wanted not in available and (wanted != split or split == "train"):
+        if wanted is not None and wanted not in available and wanted != split:
             raise UserError(
                 f"dataset.splits.{split}={wanted}: the source has no such split; it has {', '.join(available)}."
             )
         resolved[split] = wanted if wanted in available else None
-    if resolved["train"] is None:
-        raise UserError(f"dataset.splits.train is not set; the source has {', '.join(available)}.")
+    if not any(resolved.values()):
+        raise UserError(
+            f"dataset.splits name no split of the source, which has {', '.join(available)}: set dataset.splits.train, "
+            "or dataset.splits.test to evaluate alone."
+        )
     for split, other in itertools.combinations(SPLITS, 2):
         if resolved[split] is not None and resolved[split] == resolved[other]:
             raise UserError(
@@ -38,35 +43,35 @@ def resolved_splits(available: Iterable[str], splits: Mapping[str, str | None]) 
     return resolved
 
 
-def media_groups(media: Sequence[Sequence[str]]) -> list[str]:
-    """For each row, a name that it shares with every row that it shares an image with, directly or through others."""
-    parent: dict[str, str] = {}
-
-    def root(image: str) -> str:
-        while parent.setdefault(image, image) != image:
-            image = parent[image] = parent[parent[image]]
-        return image
-
-    for images in media:
-        for image in images:
-            first, second = sorted((root(images[0]), root(image)))
-            parent[second] = first
-    return [root(images[0]) for images in media]
+def require_train(available: Sequence[str], there: bool | int) -> None:
+    """Raise a UserError if there is no train split."""
+    if not there:
+        raise UserError(
+            "There is no train split to train on: dataset.splits.train is not set to one that the source has "
+            f"({', '.join(available)}). Set it, or, with dataset=files, dataset.options.train=FILE. An evaluation "
+            "alone (stage=eval_base, or stage=eval_finetuned with run=) needs none."
+        )
 
 
-def carve(keys: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
-    """The split of each row of train: images in the order of their seeded hash, the first of them for each fraction.
+def carve(groups: np.ndarray, names: Sequence[str], fractions: Mapping[str, float], seed: int) -> np.ndarray:
+    """[rows] the split of each row of train: groups in the order of their seeded hash, the first for each fraction.
 
-    A fraction above 0 takes at least one image, as long as one remains to train on.
+    A fraction above 0 takes at least one group, as long as one remains to train on.
+
+    Args:
+        groups: [rows] a number that rows have in common which must stay together.
+        names: of the groups from 0 on; a number below 0 is its own name.
     """
-    order = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
-    split_of, start = dict.fromkeys(order, "train"), 0
+    distinct, places = np.unique(groups, return_inverse=True)
+    keys = [names[group] if group >= 0 else f"text {group}" for group in distinct.tolist()]
+    order = sorted(range(len(keys)), key=lambda index: hashlib.sha256(f"{seed}:{keys[index]}".encode()).digest())
+    split_of, start = np.full(len(keys), "train", "<U10"), 0
     for split, fraction in fractions.items():
         end = start + (max(1, round(fraction * len(order))) if fraction > 0 else 0)
         if end < len(order):
-            split_of |= dict.fromkeys(order[start:end], split)
+            split_of[order[start:end]] = split
             start = end
-    return [split_of[key] for key in keys]
+    return split_of[places]
 
 
 def split_rule(splits: Mapping[str, str | None], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -74,6 +79,8 @@ def split_rule(splits: Mapping[str, str | None], fractions: Mapping[str, float],
     return {
         split: f"the source's {wanted!r}"
         if wanted is not None
+        else "none, as there is no train split to take it from"
+        if splits["train"] is None
         else f"{fractions[split]:.3g} of the images of 'train', chosen by their hash with seed {seed}"
         for split, wanted in splits.items()
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmexp.config import Config, required_roles, used_columns
+from vlmexp.config import NEEDS_TRAIN, Config, required_roles, used_columns
 from vlmexp.data.examples import Examples
 from vlmexp.data.prepare import Prepared, prepare
 from vlmexp.data.video_readers import resolve_library
@@ -33,6 +33,9 @@ def prepared_data(config: Config, run: Run) -> Prepared:
         dataset.on_bad_sample,
         dataset.max_bad_share,
         config.collator.video_processing.frame_extraction.library,
+        dataset.on_duplicates,
+        dataset.convert,
+        needs_train=config.stage in NEEDS_TRAIN,
     )
     manifest = prepared.manifest
     before = run.record.get("data", {}).get("fingerprint", prepared.fingerprint)
@@ -50,6 +53,14 @@ def prepared_data(config: Config, run: Run) -> Prepared:
         run.note_fallback(f"Rows that cannot be used are left out of {dataset.name} ({counts}); see bad.jsonl.")
         if run.is_main:
             write_jsonl(run.path("bad.jsonl"), read_jsonl(prepared.folder / "bad.jsonl"))
+    for sentence in manifest["converted"]:
+        run.note_fallback(sentence)
+    for sentence in duplicates_in_words(prepared):
+        run.note_fallback(
+            f"{sentence} See duplicates.jsonl; dataset.on_duplicates=drop_from_train leaves none in train."
+        )
+    if (manifest["duplicates"] or manifest["dropped_from_train"]) and run.is_main:
+        write_jsonl(run.path("duplicates.jsonl"), prepared.duplicates())
     run.update(
         data=run.record.get("data", {})
         | {
@@ -60,10 +71,34 @@ def prepared_data(config: Config, run: Run) -> Prepared:
             "split_rule": manifest["split_rule"],
             "left_out": left_out,
             "without_media": manifest["without_media"],
+            "converted": manifest["converted"],
+            "duplicates": manifest["duplicates"],
+            "dropped_from_train": manifest["dropped_from_train"],
+            "near_duplicates": manifest["near_duplicates"],
             **({"video_library": _video_library(config)} if "video" in used_columns(config) else {}),
         }
     )
     return prepared
+
+
+def duplicates_in_words(prepared: Prepared) -> list[str]:
+    """A sentence for each two splits of the source that share what they show."""
+    return [
+        f"{found['rows']:,} of {prepared.manifest['counts'][split]:,} {split} questions are about "
+        f"{prepared.shown_kind} of the {other} split, {found['same_question']:,} of them the same questions."
+        for split, others in prepared.manifest["duplicates"].items()
+        for other, found in others.items()
+    ]
+
+
+def look_alikes_in_words(prepared: Prepared) -> list[str]:
+    """A sentence for each two splits with pictures that look the same without being so."""
+    return [
+        f"{found['pictures']:,} pictures of the {split} split look like one of the {other} split without being the "
+        f"same, for example {' and '.join(found['example'])}."
+        for split, others in prepared.manifest["near_duplicates"].items()
+        for other, found in others.items()
+    ]
 
 
 def load_split(config: Config, prepared: Prepared, split: str, limit: int | None = None) -> Examples:
@@ -89,5 +124,7 @@ def download(config: Config, run: Run) -> dict[str, Any]:
     with run.stage("download") as result:
         prepared = prepared_data(config, run)
         result["counts"] = prepared.manifest["counts"]
+    for sentence in look_alikes_in_words(prepared):
+        print(f"  {sentence}")
     print_paths({"prepared data": prepared.folder})
     return {"counts": prepared.manifest["counts"]}

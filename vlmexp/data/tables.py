@@ -1,4 +1,4 @@
-"""Rows of a jsonl, json, csv or parquet file, one at a time and as they stand: no type is guessed."""
+"""Rows of a jsonl, json, csv, tsv or parquet file, one at a time and as they stand: no type is guessed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, may_be_empty: bool = False) -> Iterator[Row]:
     """Yield the rows of a file whose ending says what it is.
 
     Raises:
-        ValueError: no rows, or a content that is not what the ending says; with the line where it can be told.
+        ValueError: no rows where there must be some, or a content that is not what the ending says; with the line where
+            it can be told.
         KeyError: the ending is not one of READERS.
     """
     empty = True
@@ -27,7 +28,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield row
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not in UTF-8 (byte {error.start})") from None
-    if empty:
+    if empty and not may_be_empty:
         raise ValueError("it has no rows")
 
 
@@ -57,11 +58,11 @@ def _json(path: Path) -> Iterator[Row]:
         yield _object(row, f"row {number}")
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
     """Every value is text, and an empty one stays empty."""
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv.DictReader(file, strict=True, delimiter=delimiter)
         try:
             twice = [name for name, count in Counter(reader.fieldnames or ()).items() if name and count > 1]
             if twice:
@@ -72,6 +73,10 @@ def _csv(path: Path) -> Iterator[Row]:
                 yield row
         except csv.Error as error:
             raise ValueError(f"line {reader.line_num}: {error}") from None
+
+
+def _tsv(path: Path) -> Iterator[Row]:
+    return _csv(path, "\t")
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -110,5 +115,5 @@ def _object(value: Any, place: str) -> Row:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 A file that is changed in place may keep its size, and its time of change can be set; but not the time at which the file
 system last changed what it knows of the file. A copy of the folder has new times and the same content: it is read
-once, and what its files then look like is kept.
+once, and the stamps that its files then have are kept.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vlmexp.data.verify import WORKERS, content, look
+from vlmexp.data.verify import WORKERS, content, stamp
 from vlmexp.files import read_json
 
-_LOOKS = "looks.json"  # name of a file -> what it looked like when its content was read, see `look`
-Look = list[int] | None
-_read_here: dict[Path, Mapping[str, Look]] = {}  # folder that cannot be written -> the same, by this process
+_STAMPS = "stamps.json"  # name of a file -> its stamp (see `stamp`) when its content was read
+Stamp = list[int] | None
+_read_here: dict[Path, Mapping[str, Stamp]] = {}  # folder that cannot be written -> the same, by this process
 
 
 def first_changed(folder: Path, hashes: Mapping[str, str | None]) -> str | None:
@@ -31,33 +31,33 @@ def first_changed(folder: Path, hashes: Mapping[str, str | None]) -> str | None:
         hashes: file, absolute or relative to the folder -> how the SHA-256 of its content begins; None: it could not be
             read.
     """
-    known, looks = _known(folder), {name: look(os.path.join(folder, name)) for name in hashes}
-    touched = [name for name, seen in looks.items() if name not in known or known[name] != seen]
+    known, stamps = _known(folder), {name: stamp(os.path.join(folder, name)) for name in hashes}
+    touched = [name for name, seen in stamps.items() if name not in known or known[name] != seen]
     if not touched:
         return None
     with ThreadPoolExecutor(WORKERS) as pool:
         found = pool.map(content, (folder / name for name in touched))
         bar = tqdm(found, f"check files of {folder.name}", total=len(touched), unit=" files", leave=False)
         changed = [name for name, now in zip(touched, bar, strict=True) if not _is(now, hashes[name])]
-    remember(folder, {name: seen for name, seen in looks.items() if name not in changed})
+    remember(folder, {name: seen for name, seen in stamps.items() if name not in changed})
     return changed[0] if changed else None
 
 
-def remember(folder: Path, looks: Mapping[str, Look]) -> None:
-    """Keep what files looked like when their content was read; where nothing can be written each process reads them."""
-    temporary = folder / f".{_LOOKS}.{os.getpid()}"  # others may do the same at this moment
+def remember(folder: Path, stamps: Mapping[str, Stamp]) -> None:
+    """Keep the stamps of files, taken when their content was read; in memory where nothing can be written."""
+    temporary = folder / f".{_STAMPS}.{os.getpid()}"  # others may do the same at this moment
     try:
-        temporary.write_text(json.dumps(looks), encoding="utf-8")
-        temporary.replace(folder / _LOOKS)
+        temporary.write_text(json.dumps(stamps), encoding="utf-8")
+        temporary.replace(folder / _STAMPS)
     except OSError:
-        _read_here[folder] = looks
+        _read_here[folder] = stamps
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _known(folder: Path) -> Mapping[str, Look]:
+def _known(folder: Path) -> Mapping[str, Stamp]:
     try:
-        known = read_json(folder / _LOOKS)
+        known = read_json(folder / _STAMPS)
     except (OSError, ValueError):  # of an earlier version, or damaged
         known = {}
     return {**(known if isinstance(known, dict) else {}), **_read_here.get(folder, {})}

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vlmexp.data.images import MediaError, load_image
+from vlmexp.data.pictures import HEAD, identity, look, stored_name
 from vlmexp.data.videos import check_video
 from vlmexp.files import file_digest
 
@@ -19,11 +20,14 @@ WORKERS = min(16, os.cpu_count() or 1)  # threads: decoding and hashing let go o
 
 @dataclass(frozen=True)
 class Verified:
-    """What is known of a file: how it looks on disk, the hash of its content, and what is wrong with it."""
+    """What is known of a file: how it lies on disk, the hash of its content, what is wrong with it, what it shows."""
 
-    look: list[int] | None  # see `look`
+    stamp: list[int] | None  # see `stamp`
     sha256: str | None
     error: MediaError | None
+    name: str = ""  # under which its bytes would be stored
+    shows: bytes = b""  # equal for files that show the same
+    look: bytes = b""  # of an image, see `pictures.look`
 
 
 def verify(media: Mapping[Path, str], root: Path, description: str, video_library: str) -> dict[Path, Verified]:
@@ -34,28 +38,39 @@ def verify(media: Mapping[Path, str], root: Path, description: str, video_librar
     """
 
     def verified(path: Path, kind: str) -> Verified:
-        file, error = root / path, None
+        file = root / path
+        found, shows, seen = content(file), b"", b""
         try:
             if kind == "video":
                 check_video(file, video_library)
             else:
-                load_image(file)
+                image = load_image(file)
+                shows, seen = identity(image), look(image)
+            if found is None:
+                raise MediaError("missing", f"The {kind} {file} cannot be read any more.")
         except MediaError as raised:
             error = MediaError(raised.reason, str(raised).replace(str(file), str(path)))
-        return Verified(look(file), content(file), error)
+            return Verified(stamp(file), found, error)
+        name = _stored_name(file, found) if path.is_absolute() else str(path)
+        return Verified(stamp(file), found, None, name, shows or bytes.fromhex(found)[:16], seen)
 
     with ThreadPoolExecutor(WORKERS) as pool:
         found = pool.map(verified, media, media.values())
         return dict(zip(media, tqdm(found, description, total=len(media), unit=" files", leave=False), strict=True))
 
 
+def _stored_name(file: Path, sha256: str) -> str:
+    with file.open("rb") as opened:
+        return stored_name(sha256, opened.read(HEAD))
+
+
 def state(path: Path) -> list[int] | None:
     """Size in bytes and time of the last change in ns of a file; None if it cannot be looked at."""
-    found = look(path)
+    found = stamp(path)
     return None if found is None else found[:2]
 
 
-def look(path: Path | str) -> list[int] | None:
+def stamp(path: Path | str) -> list[int] | None:
     """The state of a file and the time, in ns, of the last change of that, which nobody can set; None as above."""
     try:
         found = os.stat(path)

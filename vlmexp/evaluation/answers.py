@@ -62,6 +62,11 @@ def find_choices(config: Config, prepared: Prepared) -> Choices | None:
         return Choices(evaluation.choices, "evaluation.choices", len(evaluation.choices))
     if config.dataset.columns.get("choices"):
         return Choices(None, f"the column {config.dataset.columns['choices']}")
+    if not prepared.manifest["counts"]["train"]:
+        raise UserError(
+            "evaluation.answers=rank takes its candidates from the train split, and there is none: set "
+            "evaluation.choices=[A,B], or dataset.columns.choices to a column that holds them."
+        )
     counts = Counter(example.answer for example in load_split(config, prepared, "train") if example.answer)
     texts = [text for text, _ in counts.most_common(evaluation.max_choices)]
     return Choices(texts, "the answers of the train split", len(counts))

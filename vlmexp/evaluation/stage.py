@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
@@ -14,6 +14,7 @@ from vlmexp.data.example import Example
 from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.evaluation.answers import PREDICTIONS, Asker, Choices, find_choices, identity_of, max_new_tokens
+from vlmexp.evaluation.duplicates import score_without_duplicates
 from vlmexp.evaluation.journal import forget
 from vlmexp.evaluation.metrics import ANNOTATORS, vqa_accuracy
 from vlmexp.evaluation.probes import ALONE, BLIND, batch_invariance, evaluate_blind
@@ -67,23 +68,30 @@ def score_finetuned(config: Config, run: Run) -> None:
             source_run = run.directory if run.stage_result("train") else find_training_run(config)
             result["trained_by"] = str(source_run)
             config = as_trained(config, source_run, run.record["overrides"])
-            check_data(config, run, source_run)
+            trained_on = check_data(config, run, source_run)
             model, processor = load_finetuned(config, source_run, run)
             source = model_source(config)
             places = [(source.location, source.revision), (str(source_run / "model"), None)] if run.is_main else []
             weights = [fingerprint(*place) for place in places]
-            result |= evaluate_model(config, run, model, processor, FINETUNED, weights)
+            result |= evaluate_model(config, run, model, processor, FINETUNED, weights, trained_on)
             track_evaluation(config, run, FINETUNED, source_run)
     forget_answers(run, FINETUNED)
 
 
 def evaluate_model(
-    config: Config, run: Run, model: PreTrainedModel, processor: ProcessorMixin, name: str, weights: list[str]
+    config: Config,
+    run: Run,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    name: str,
+    weights: list[str],
+    trained_on: Collection[str] = (),
 ) -> dict[str, Any]:
     """Ask, score and write `evaluation/<name>_evaluation.json` and `<name>_predictions.jsonl`.
 
     Args:
         weights: fingerprints of the checkpoints that the model is made of; needed on rank 0.
+        trained_on: ids of rows that its training on other data is known to have seen.
     """
     evaluation, dataset = config.evaluation, config.dataset
     metrics = evaluation.metrics or dataset.metrics
@@ -135,6 +143,9 @@ def evaluate_model(
         "data_fingerprint": prepared.fingerprint,
         **described(config, choices, rows),
     }
+    duplicates = score_without_duplicates(prepared, evaluation.split, rows, predictions, metrics, trained_on)
+    if duplicates is not None:
+        result["duplicates"] = duplicates
     if evaluation.invariance_examples and not evaluation.generation.get("do_sample"):
         result["batch_invariance"] = batch_invariance(asker, asked, lengths, predictions)
     if name == FINETUNED and evaluation.blind != "none":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -13,6 +13,7 @@ from vlmexp.checks import checked
 from vlmexp.config import Config
 from vlmexp.data.example import Example
 from vlmexp.data.prepare import Prepared, still_prepared
+from vlmexp.data.sources import data_options
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.files import read_json
@@ -47,9 +48,9 @@ def find_training_run(config: Config) -> Path:
         if record["stages"].get("train", {}).get("status") == "done" and (directory / "model").is_dir()
     ]
     trained.sort(key=lambda item: item[0], reverse=True)
-    wanted = (config.dataset.name, config.dataset.source, config.dataset.options)
+    wanted = (config.dataset.name, config.dataset.source, data_options(config.dataset.options))
     for _, directory, other in trained:
-        data = (other["dataset"]["name"], other["dataset"]["source"], other["dataset"]["options"])
+        data = (other["dataset"]["name"], other["dataset"]["source"], data_options(other["dataset"]["options"]))
         if other["model"]["id"] == config.model.id and data == wanted:
             return directory.resolve()
     listing = "; ".join(f"{d} ({o['model']['id']} on {o['dataset']['name']})" for _, d, o in trained[:5])
@@ -95,15 +96,18 @@ def _refuse_other_options(config: Config, trained: Config, source_run: Path, giv
         raise UserError(f"run={source_run} is evaluated as it was trained: {listing}. Leave these options out.")
 
 
-def check_data(config: Config, run: Run, source_run: Path) -> None:
+def check_data(config: Config, run: Run, source_run: Path) -> list[str]:
     """Note it if the data to evaluate are not those of the training run, and how many examples it was trained on.
+
+    Returns:
+        The ids of the examples of other data that it was trained on.
 
     Raises:
         UserError: it was trained on some of a split that is taken out of the train split, and is to be new to it.
     """
     prepared, trained_on = prepared_data(config, run), read_json(source_run / "run.json")["data"]
     if prepared.fingerprint == trained_on["fingerprint"]:
-        return
+        return []
     split, folder = config.evaluation.split, Path(trained_on["folder"])
     other = (
         f"{source_run} was trained on other data (fingerprint {trained_on['fingerprint'][:12]}) than these "
@@ -112,16 +116,21 @@ def check_data(config: Config, run: Run, source_run: Path) -> None:
     data = still_prepared(folder, trained_on["fingerprint"])
     if data is None:
         run.note_fallback(f"{other}. They are no longer in {folder}: it may have been trained on some of these.")
-        return
-    trained = {name for example in load_split(config_of(source_run), data, "train") for name in _shown(example, data)}
+        return []
+    had, here = data.shows(), prepared.shows()
+    if not had:  # prepared by an older version: only names can be compared
+        here = had
+    trained = {
+        name for example in load_split(config_of(source_run), data, "train") for name in _shown(example, data, had)
+    }
     examples = load_split(config, prepared, split, config.evaluation.max_examples)
-    known = sum(not trained.isdisjoint(_shown(example, prepared)) for example in examples)
-    share = f"{known} of the {len(examples)} {split} examples"
+    known = [e.id for e in examples if not trained.isdisjoint(_shown(e, prepared, here))]
+    share = f"{len(known)} of the {len(examples)} {split} examples"
     if known and split not in prepared.manifest["read"]:
-        had, asked = ({**each.manifest["request"], "inputs": None, "format": None} for each in (data, prepared))
+        asked, given = ({**each.manifest["request"], "inputs": None, "format": None} for each in (data, prepared))
         listing = [
             f"{option} is {old!r} there and {new!r} here"
-            for option, (old, new) in differences(had, asked, "dataset").items()
+            for option, (old, new) in differences(asked, given, "dataset").items()
         ]
         raise UserError(
             f"{source_run} was trained on the images, videos or texts of {share}: this split is "
@@ -130,12 +139,13 @@ def check_data(config: Config, run: Run, source_run: Path) -> None:
             "evaluates trained examples on purpose."
         )
     run.note_fallback(f"{other}: it was trained on the images, videos or texts of {share}.")
+    return known if split != "train" else []
 
 
-def _shown(example: Example, prepared: Prepared) -> list[str]:
-    """The names of an example's media; of one without any, its text."""
+def _shown(example: Example, prepared: Prepared, shows: Mapping[str, str]) -> list[str]:
+    """What an example's media show, whatever their names; of one without any, its text."""
     media = [prepared.name_of(path) for path in (*example.images, *example.videos)]
-    return media or [f"{example.question_end}\n{example.answers}"]
+    return [shows.get(name, name) for name in media] or [f"{example.question_end}\n{example.answers}"]
 
 
 def load_finetuned(config: Config, source_run: Path, run: Run) -> tuple[PreTrainedModel, ProcessorMixin]:

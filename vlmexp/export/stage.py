@@ -15,7 +15,7 @@ from vlmexp.collator.batch import Collator
 from vlmexp.collator.encode import special_token_arguments
 from vlmexp.collator.lengths import KEEPING_ALL, fit
 from vlmexp.config import Config, peft_extras, used_columns
-from vlmexp.data.example import Example, text_roles
+from vlmexp.data.example import Example, prompt_fields
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.data.turns import Turn
 from vlmexp.errors import UserError
@@ -177,7 +177,7 @@ def _batches(collator: Collator, examples: list[Example]) -> list[dict[str, torc
 def card_prompt(config: Config, collator: Collator) -> dict[str, Any]:
     """The text that the processor takes, with `{question}` and other fields in their places."""
     columns = used_columns(config)
-    fields = {role: f"{{{role}}}" for role in text_roles(columns)}
+    fields = {role: f"{{{role}}}" for role in prompt_fields(columns)}
     images, videos = int("image" in columns), int("video" in columns)
     shown = [("video", "")] * videos + [("image", "")] * images
     turns = [Turn("user", (*shown, ("text", "{question}")))] if collator.template.has_conversation else []

@@ -13,7 +13,7 @@ from rich.console import Console
 from vlmexp.collator.batch import Collator
 from vlmexp.config import Config
 from vlmexp.data.prepare import Prepared
-from vlmexp.data.stage import load_split, prepared_data
+from vlmexp.data.stage import duplicates_in_words, load_split, look_alikes_in_words, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.files import read_jsonl, write_text
 from vlmexp.models.load import check_model
@@ -52,6 +52,8 @@ def preview(config: Config, run: Run) -> dict[str, Any]:
                     f"preview.output={path} cannot be written: {error.strerror}; name another file."
                 ) from None
     print_preview(Console(highlight=False), made)
+    for sentence in look_alikes_in_words(prepared):
+        print(f"  {sentence}")
     print_paths({"preview": path})
     return {name: result[name] for name in ("counted", "longest_tokens", "too_long")}
 
@@ -66,7 +68,8 @@ def make_preview(config: Config, prepared: Prepared, collator: Collator) -> Prev
     examples = load_split(config, prepared, options.split)
     media = examples.media_keys()
     # The training decides by its own split, whatever is shown here.
-    trained = media if options.split == "train" else load_split(config, prepared, "train").media_keys()
+    has_train = options.split != "train" and prepared.manifest["counts"]["train"]
+    trained = load_split(config, prepared, "train").media_keys() if has_train else media
     collator.share_images = shares_images(config, collator, trained, with_loss=True)
     keys = (media if collator.share_images else np.arange(len(examples))).tolist()
     chosen = positions(examples.ids(), options.ids, options.split)
@@ -85,6 +88,8 @@ def make_preview(config: Config, prepared: Prepared, collator: Collator) -> Prev
         facts={
             "processor": type(collator.processor).__name__,
             "prepared data": str(prepared.folder),
+            **_facts("in two splits", duplicates_in_words(prepared)),
+            **_facts("look-alikes", look_alikes_in_words(prepared)),
         },
         population=len(examples),
         survey=survey,
@@ -95,6 +100,10 @@ def make_preview(config: Config, prepared: Prepared, collator: Collator) -> Prev
         errors=[*(row["error"] for row in bad if row["split"] == options.split), *survey.bad],
         choice="These are preview.ids." if chosen else "These are a random sample; the longest example comes last.",
     )
+
+
+def _facts(name: str, sentences: Sequence[str]) -> dict[str, str]:
+    return {name: " ".join(sentences)} if sentences else {}
 
 
 def sharing(keys: Sequence[int]) -> str:
