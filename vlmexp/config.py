@@ -174,6 +174,8 @@ class Collator:
     messages: list[Message] = field(default_factory=_vqa_messages)
     max_length: int = 2048  # tokens, media included
     overlong: str = "error"  # error | drop | shorten_text | shrink_image
+    template_options: dict[str, Any] = field(default_factory=dict)  # variables of the model's own chat template
+    answer_follows: str = "finished_turn"  # finished_turn | generation_prompt: where a chat template lets a model think
     data_processing: DataProcessing = field(default_factory=DataProcessing)
     image_processing: ImageProcessing = field(default_factory=ImageProcessing)
     video_processing: VideoProcessing = field(default_factory=VideoProcessing)
@@ -311,6 +313,7 @@ OPEN_LEAVES = (
     "peft",
     "model.model_kwargs",
     "model.processor_kwargs",
+    "collator.template_options",
     "dataset.options",
     "dataset.columns",
     "evaluation.generation",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import peft
@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 from vlmexp.collator.batch import Collator, Masking
 from vlmexp.collator.media import MediaOptions
 from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate
+from vlmexp.collator.remarks import remarks
 from vlmexp.config import Config, PeftExtras, library_options, peft_extras, used_columns
 from vlmexp.data.example import prompt_fields
 from vlmexp.data.images import ImageOptions
@@ -72,7 +73,16 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
     masking = config.collator.label_masking
     return Collator(
         processor=processor,
-        template=PromptTemplate(processor, messages, config.collator.system_prompt, roles, config.model.prompt_style),
+        template=PromptTemplate(
+            processor,
+            messages,
+            config.collator.system_prompt,
+            roles,
+            config.model.prompt_style,
+            config.collator.template_options,
+            config.collator.answer_follows,
+            config.model.end_of_turn,
+        ),
         masking=Masking(
             pad=masking.mask_pad_token,
             media=masking.mask_image_token,
@@ -83,6 +93,29 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
         share_images=share_images,
         end_of_turn=config.model.end_of_turn,
     )
+
+
+def note_texts(collator: Collator, found: np.ndarray, split: str, note: Callable[[str], None]) -> None:
+    """Say what is done to prompts and texts that nobody has asked for by an option.
+
+    Args:
+        found: [examples] what is found in their texts, see vlmexp.collator.remarks.
+        split: where they are from.
+    """
+    form, masking = collator.template.answer_form, collator.masking
+    if form.asked or form.finished:
+        note(
+            f"The chat template of this checkpoint ends its prompt in {form.asked!r}, and a finished turn has "
+            f"{form.finished!r} before the answer. Answers are trained and asked for behind what "
+            f"collator.answer_follows={collator.template.answer_follows} names."
+        )
+    if collator.template.is_prefix and not masking.prompt:
+        note(
+            "collator.label_masking.mask_input_tokens=false: the model reads the prefix in both directions "
+            "(model.prompt_style=prefix), so there is no loss on it; the answers alone are trained."
+        )
+    for remark in remarks(found, collator.template):
+        note(f"{split}: {remark}")
 
 
 def refused_share(config: Config) -> float:

@@ -64,11 +64,41 @@ CHAT = [{"role": "user", "content": "what is it?"}, {"role": "assistant", "conte
                 said("user", "and\n\nthis?", IMAGE), said("assistant", "3"),
             ],
         ),
-        # In any other text it is mere text.
+        # In other texts of the user's they are places where there are as many as media,
+        (
+            [
+                {"role": "user", "content": "is <image 2>\nlike <image 1>? See <image 2>."},
+                {"role": "assistant", "content": "<image 1> is text here"},
+                {"role": "user", "content": [text("and "), text("<video>")]},
+                {"role": "assistant", "content": "no"},
+            ],
+            {"image": 2, "video": 1},
+            [
+                said("user", "is ", ("image", "2"), "\nlike ", ("image", "1"), "? See <image 2>."),
+                said("assistant", "<image 1> is text here"),
+                said("user", "and ", ("video", "1")), said("assistant", "no"),
+            ],
+        ),
         (
             [{"role": "user", "content": "what is <image>?"}, {"role": "assistant", "content": "a tag"}],
             {"image": 1},
-            [said("user", IMAGE, "what is <image>?"), said("assistant", "a tag")],
+            [said("user", "what is ", ("image", "1"), "?"), said("assistant", "a tag")],
+        ),
+        # and else, or where parts name the places, mere text.
+        (
+            [{"role": "user", "content": "what is <image>?"}, {"role": "assistant", "content": "a tag"}],
+            {"image": 2},
+            [said("user", IMAGE, IMAGE, "what is <image>?"), said("assistant", "a tag")],
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image"}, text("is <image> a tag?")]}, CHAT[1]],
+            {"image": 1},
+            [said("user", IMAGE, "is <image> a tag?"), said("assistant", "a circle")],
+        ),
+        (
+            [{"from": "human", "value": "<image 1> or <image 2>?"}, {"from": "gpt", "value": "b"}],
+            {"image": 2},
+            [said("user", ("image", "1"), " or ", ("image", "2"), "?"), said("assistant", "b")],
         ),
     ],
 )  # fmt: skip

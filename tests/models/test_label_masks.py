@@ -65,8 +65,8 @@ ANSWERED = {
 }
 
 HOSTILE = (
-    "{ } {question} {{ x }} <image> <|image_pad|> <|im_end|> <image_soft_token> <IMG_CONTEXT> <|image_1|> <|image|>"
-    " </s> <start_of_image> <eos> <|end|> <end_of_utterance>\n?"
+    "{ } {question} {{ x }} <image> <image> <|image_pad|> <|im_end|> <image_soft_token> <IMG_CONTEXT> <|image_1|>"
+    " <|image|> </s> <start_of_image> <eos> <|end|> <end_of_utterance>\n?"
 )
 
 

@@ -10,6 +10,7 @@ from vlmexp.errors import UserError, closest
 DTYPES = ("bfloat16", "float16", "float32")
 OVERLONG = ("error", "drop", "shorten_text", "shrink_image")
 MESSAGE_ROLES = ("system", "user", "assistant", "conversation")
+ANSWER_FOLLOWS = ("finished_turn", "generation_prompt")
 SHARE_IMAGES = ("auto", "always", "never")
 ANSWERS = ("generate", "rank")
 BLINDS = ("shuffle", "blank", "none")
@@ -34,6 +35,7 @@ def check_choices(config: Config) -> None:
         ("model.prompt_style", config.model.prompt_style, PROMPT_STYLES),
         *(("model.media", medium, MEDIA) for medium in config.model.media),
         ("collator.overlong", config.collator.overlong, OVERLONG),
+        ("collator.answer_follows", config.collator.answer_follows, ANSWER_FOLLOWS),
         ("collator.share_images", config.collator.share_images, SHARE_IMAGES),
         ("tracking.report_to", config.tracking.report_to, TRACKERS),
         *(("tracking.mode", mode, WANDB_MODES) for mode in [config.tracking.mode] if mode is not None),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from transformers import ProcessorMixin
 
-from vlmexp.collator.encode import Row, append_answer, encode_prompts
+from vlmexp.collator.encode import Row, append_answer, encode_prompts, sharing_key
 from vlmexp.collator.media import MediaOptions
 from vlmexp.collator.prompt import PromptTemplate
 from vlmexp.collator.sharing import BRANCHES, PADDING, pack
@@ -66,6 +67,7 @@ class Collator:
             raise UserError(f"model.end_of_turn={self.end_of_turn} is no token of this model's tokenizer.")
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         self.media_ids = media_token_ids(self.processor)
+        self.media = dataclasses.replace(self.media, by_marks=self.template.places_marks)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         prompts, media = self._encoded(examples, self.share_images)
@@ -96,6 +98,10 @@ class Collator:
         batch = self._padded([p[0] for p in packed], None, [p[2] for p in packed])
         return batch | media, [places[i] for i in range(len(rows))]
 
+    def sharing_key(self, example: Example) -> tuple[str, ...]:
+        """Equal for examples that share a row with `share_images`; empty without media."""
+        return sharing_key(self.template, example, self.template.prompt(example).text, self.media)
+
     def answer_ids(self, example: Example) -> list[int]:
         """The answer's tokens and the end of the turn."""
         text = self.template.answer(example.fields, example.answer)
@@ -104,12 +110,17 @@ class Collator:
         return [*ids, self.end_id]
 
     def labels(self, row: Row) -> list[int]:
-        """The row's token ids, with `ignore_index` where there is no loss."""
+        """The row's token ids, with `ignore_index` where there is no loss.
+
+        A prefix, which the model reads in both directions, has none whatever the masking: each of its tokens sees what
+        it would have to say.
+        """
         masking = self.masking
+        is_masked = masking.prompt or self.template.is_prefix
         spoken = {position for turn in row.said for position in turn}
         return [
             masking.ignore_index
-            if (masking.prompt and position < row.prompt_length and position not in spoken)
+            if (is_masked and position < row.prompt_length and position not in spoken)
             or (masking.media and token in self.media_ids)
             else token
             for position, token in enumerate(row.sequences["input_ids"])

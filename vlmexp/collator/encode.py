@@ -49,14 +49,14 @@ def encode_prompts(
     """Token rows of the prompts, and the media inputs of the batch.
 
     With `once_per_media` the media inputs hold each distinct set of media once, in the order of first appearance;
-    without it once an example.
+    without it once an example. Media that stand behind other words are another set.
 
     Args:
         media_ids: the tokens that stand for media.
     """
     prompts = [template.prompt(example) for example in examples]
     texts = [prompt.text for prompt in prompts]
-    keys = [media_key(example) for example in examples]
+    keys = [sharing_key(template, example, text, options) for example, text in zip(examples, texts, strict=True)]
     raw = tokenize(processor, texts)
     first: dict[tuple[str, ...], int] = {}
     if once_per_media:
@@ -95,6 +95,16 @@ def encode_prompts(
             row.said = said_tokens(prompt.said, offsets, marks, ids, row.sequences["input_ids"])
     _fill_missing_sequences(complete)
     return complete, _joined(media)
+
+
+def sharing_key(template: PromptTemplate, example: Example, text: str, options: MediaOptions) -> tuple[str, ...]:
+    """Equal for examples with the same prompt up to the end of the same media; empty without any.
+
+    Args:
+        text: the example's prompt.
+    """
+    key = media_key(example, options)
+    return (*key, template.head(text)) if key else ()
 
 
 def append_answer(row: Row, answer_ids: list[int], token_type: int) -> Row:

@@ -6,9 +6,13 @@ vlmexp.collator.media_tokens).
 
 from __future__ import annotations
 
+import zlib
+from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import regex
 from tqdm import tqdm
 
 from vlmexp.collator.batch import Collator
@@ -16,6 +20,7 @@ from vlmexp.collator.encode import tokenize
 from vlmexp.collator.identity import collator_identity
 from vlmexp.collator.media import Shape, media_key, media_shape
 from vlmexp.collator.media_tokens import MediaTokens, RefusedMedia
+from vlmexp.collator.remarks import PLACED, found_in
 from vlmexp.collator.shrink import shrunk
 from vlmexp.data.example import Example
 from vlmexp.data.examples import Examples, ExampleSequence
@@ -43,11 +48,13 @@ class Fitted(ExampleSequence):
             smaller images.
         too_long: ids of the examples that are longer all the same (`keep`).
         refused: id -> what is wrong, of examples that were left out because the processor does not take their media.
+        found: [examples] int32, what is to be said about their texts, see vlmexp.collator.remarks.
+        heads: [examples] int32, equal where the same words stand before media that have places in a question, else 0.
     """
 
     def __init__(self, examples: Sequence[Example], kept: range | np.ndarray, replaced: dict[int, Example]) -> None:
         self._examples, self._kept, self._replaced = examples, kept, replaced
-        self.lengths = self.media_lengths = np.zeros(0, np.int32)
+        self.lengths = self.media_lengths = self.found = self.heads = np.zeros(0, np.int32)
         self.dropped: list[str] = []
         self.shortened: list[str] = []
         self.shrunk: list[str] = []
@@ -67,7 +74,9 @@ class Fitted(ExampleSequence):
         return self._kept
 
     def media_keys(self, keys: np.ndarray) -> np.ndarray:
-        """[examples] int64: a number that is equal exactly for examples with the same media at the same size.
+        """[examples] int64: a number that is equal exactly for examples that can share their media.
+
+        These are the same media, at the same size and behind the same words.
 
         Args:
             keys: the same of each example of the sequence that these came from, whatever the size.
@@ -76,6 +85,8 @@ class Fitted(ExampleSequence):
         shrunk = [original for original, example in self._replaced.items() if example.media_limit is not None]
         for place, original in zip(np.searchsorted(self._kept, shrunk), shrunk, strict=True):
             own[place] = hash((int(keys[original]), self._replaced[original].media_limit))
+        for place in np.flatnonzero(self.heads):
+            own[place] = hash((int(own[place]), int(self.heads[place])))
         return own
 
 
@@ -91,7 +102,8 @@ def token_lengths(collator: Collator, examples: Sequence[Example], with_answer: 
 
 
 def token_counts(collator: Collator, examples: Sequence[Example], with_answer: bool) -> np.ndarray:
-    """[2, examples] int32: tokens of each example (or REFUSED), and how many of them stand for media.
+    """[4, examples] int32: tokens of each example (or REFUSED), how many of them stand for media, and the `found` and
+    `heads` of Fitted.
 
     Those of a prepared split are kept with it and read again as long as nothing changes that they depend on.
     """
@@ -105,24 +117,26 @@ def token_counts(collator: Collator, examples: Sequence[Example], with_answer: b
 def _counted(collator: Collator, examples: Sequence[Example], with_answer: bool) -> np.ndarray:
     media_tokens = MediaTokens(collator)
     shapes: dict[tuple[str, ...], Shape] = {}
-    counts = np.empty((2, len(examples)), np.int32)
+    counts = np.zeros((4, len(examples)), np.int32)
     chunks = range(0, len(examples), _CHUNK)
     for start in tqdm(chunks, "count tokens", unit=f" x {_CHUNK:,}", leave=False, disable=len(chunks) < 3):
         chunk = examples[start : start + _CHUNK]
         raw = tokenize(collator.processor, [collator.template.prompt(example).text for example in chunk])
         answers = [len(collator.answer_ids(example)) if with_answer else 0 for example in chunk]
         for index, (example, ids, answer) in enumerate(zip(chunk, raw, answers, strict=True), start):
-            key = media_key(example)
+            key = media_key(example, collator.media)
             if key not in shapes:
                 if len(shapes) == _KNOWN_SHAPES:
                     shapes.clear()
                 shapes[key] = media_shape(example, collator.media)
+            found = found_in(collator.template, example)
+            head = zlib.crc32(repr(collator.sharing_key(example)).encode()) >> 1 if found & PLACED else 0
             try:
                 media = media_tokens(example, shapes[key])
             except RefusedMedia:
-                counts[:, index] = REFUSED
+                counts[:, index] = REFUSED, REFUSED, found, head
             else:
-                counts[:, index] = len(ids) + media + answer, media
+                counts[:, index] = len(ids) + media + answer, media, found, head
     return counts
 
 
@@ -147,7 +161,7 @@ def fit(
         UserError: the policy is `error` and an example is too long, shortening or shrinking is not enough, or the
             processor refuses more.
     """
-    lengths, media_lengths = token_counts(collator, examples, with_answer)
+    lengths, media_lengths, found, heads = token_counts(collator, examples, with_answer)
     kept: range | np.ndarray = range(len(examples))
     refused = _refusals(collator, examples, np.flatnonzero(lengths == REFUSED).tolist(), refused_share)
     too_long = np.flatnonzero(lengths > max_length).tolist()
@@ -176,13 +190,14 @@ def fit(
                 whole.append(example.id)
         changed = list(replaced)
         lengths, media_lengths = lengths.copy(), media_lengths.copy()
-        lengths[changed], media_lengths[changed] = _counted(collator, list(replaced.values()), with_answer)
+        lengths[changed], media_lengths[changed], *_ = _counted(collator, list(replaced.values()), with_answer)
     if refused or (too_long and overlong == "drop"):
         is_kept = lengths <= max_length if overlong == "drop" else np.ones(len(lengths), bool)
         kept = np.flatnonzero(is_kept & (lengths != REFUSED)).astype(np.int32)
-        lengths, media_lengths = lengths[kept], media_lengths[kept]
+        lengths, media_lengths, found, heads = lengths[kept], media_lengths[kept], found[kept], heads[kept]
     result = Fitted(examples, kept, replaced)
     result.lengths, result.media_lengths, result.refused, result.too_long = lengths, media_lengths, refused, whole
+    result.found, result.heads = found, heads
     fate = {"drop": result.dropped, "shrink_image": result.shrunk}.get(overlong, result.shortened)
     fate += [examples[index].id for index in (too_long if overlong == "drop" else replaced)]
     return result
@@ -210,22 +225,46 @@ def _refusals(collator: Collator, examples: Sequence[Example], indices: list[int
 
 
 def _shortened(collator: Collator, media_tokens: MediaTokens, example: Example, excess: int) -> Example:
-    """The example without the last `excess` tokens (or a few more) of its question."""
-    tokenizer, shape = collator.processor.tokenizer, media_shape(example, collator.media)
+    """The example with as much of its question's beginning as can be for `excess` tokens less.
+
+    It is cut between characters as people see them (grapheme clusters), never within one. More of a question is more
+    tokens, but for one or two where words melt: what so many tokens say is tried first, then the rest by halves.
+    """
+    shape = media_shape(example, collator.media)
 
     def tokens(candidate: Example) -> int:
         text = collator.template.prompt(candidate).text
         return len(tokenize(collator.processor, [text])[0]) + media_tokens(candidate, shape)
 
-    most = tokens(example) - excess
-    ids = tokenizer(collator.template.plain(example.question_end), add_special_tokens=False)["input_ids"]
-    for keep in range(len(ids) - excess, -1, -1):
-        shorter = example.with_question_end(tokenizer.decode(ids[:keep], skip_special_tokens=False))
-        if tokens(shorter) <= most:
-            return shorter
+    most, question = tokens(example) - excess, example.question_end
+    ends = [0, *(match.end() for match in regex.finditer(r"\X", question))]
+    count, kept = _token_ends(collator.processor.tokenizer, collator.template.plain(question), excess)
+    likely = bisect_right(ends, kept) - 1
+    shorter, fits, too_many, tries = example, -1, len(ends) - 1, [likely - 1, likely + 1, likely]
+    while too_many - fits > 1:
+        middle = tries.pop() if tries else (fits + too_many) // 2
+        if not fits < middle < too_many:
+            continue
+        candidate = example.with_question_end(question[: ends[middle]])
+        if tokens(candidate) <= most:
+            shorter, fits = candidate, middle
+        else:
+            too_many = middle
+    if fits >= 0:
+        return shorter
     raise QuestionTooShort(
         f"Example {example.id} is {excess} tokens longer than collator.max_length, and its question has only "
-        f"{len(ids)}: the rest of the prompt (its media add {media_tokens(example, shape)}) and an answer to train on "
+        f"{count}: the rest of the prompt (its media add {media_tokens(example, shape)}) and an answer to train on "
         f"(here {len(collator.answer_ids(example))}) are never cut. Raise collator.max_length, or set "
         "collator.overlong=drop."
     )
+
+
+def _token_ends(tokenizer: Any, text: str, excess: int) -> tuple[int, int]:
+    """How many tokens a text is, and about how many characters are left of it without the last `excess` of them."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    count = len(encoded["input_ids"])
+    if count <= excess:
+        return count, 0
+    kept = count - excess
+    return count, encoded["offset_mapping"][kept - 1][1] if tokenizer.is_fast else len(text) * kept // count

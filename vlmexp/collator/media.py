@@ -14,6 +14,7 @@ from transformers.video_utils import VideoMetadata
 
 from vlmexp.data.example import Example
 from vlmexp.data.images import ImageOptions, MediaError, final_size, image_size, load_image, resized
+from vlmexp.data.marks import numbers_of
 from vlmexp.data.video_readers import VideoHeader
 from vlmexp.data.videos import Clip, VideoOptions, frame_numbers, load_video, video_header
 
@@ -35,16 +36,38 @@ Shape = tuple[tuple[int, int] | ClipShape, ...]  # (width, height) of each image
 
 @dataclass(frozen=True)
 class MediaOptions:
-    """How media are decoded; the size in `image` is that of a video's frames, too."""
+    """How media are decoded, and in which order they are shown.
+
+    Attributes:
+        image: of images; the size is that of a video's frames, too.
+        by_marks: marks in a question tell the order of its media.
+    """
 
     image: ImageOptions = field(default_factory=ImageOptions)
     video: VideoOptions = field(default_factory=VideoOptions)
+    by_marks: bool = False
 
 
-def media_key(example: Example) -> tuple[str, ...]:
-    """Equal for examples with the same media at the same size; empty without any."""
+def shown_media(example: Example, options: MediaOptions) -> tuple[list[Path], list[Path]]:
+    """The images and the videos of an example, each in the order of their places in the prompt."""
+    parts = tuple(part for turn in example.turns for part in turn.parts)
+    parts = example.question_parts if options.by_marks and not parts else parts
+    images, videos = (numbers_of(parts, kind) for kind in ("image", "video"))
+    return (
+        [example.images[number - 1] for number in images] or list(example.images),
+        [example.videos[number - 1] for number in videos] or list(example.videos),
+    )
+
+
+def media_key(example: Example, options: MediaOptions | None = None) -> tuple[str, ...]:
+    """Equal for examples with the same media at the same size; empty without any.
+
+    Args:
+        options: if given, it is equal only where the media are shown in the same order.
+    """
     limit = () if example.media_limit is None else (f"at most {example.media_limit} pixels",)
-    paths = (*example.videos, *example.images)
+    images, videos = shown_media(example, options) if options else (example.images, example.videos)
+    paths = (*videos, *images)
     return (*map(str, paths), *limit) if paths else ()
 
 
@@ -58,16 +81,23 @@ def media_arguments(examples: Sequence[Example], options: MediaOptions) -> dict[
     """
     own = [limited(options, example.media_limit) for example in examples]
     rows = list(zip(examples, own, strict=True))
-    images = [[_named(load_image, path, o.image, e, "image") for path in e.images] for e, o in rows]
-    clips = [[_named(_clip, path, o, e, "video") for path in e.videos] for e, o in rows]
+    shown = [shown_media(e, o) for e, o in rows]
+    images = [
+        [_named(load_image, path, o.image, e, "image") for path in paths]
+        for (e, o), (paths, _) in zip(rows, shown, strict=True)
+    ]
+    clips = [
+        [_named(_clip, path, o, e, "video") for path in paths] for (e, o), (_, paths) in zip(rows, shown, strict=True)
+    ]
     return _arguments([row for row in images if row], [row for row in clips if row])
 
 
 def media_shape(example: Example, options: MediaOptions) -> Shape:
     """Sizes of an example's media as the processor will get them, from the files' headers."""
     options = limited(options, example.media_limit)
-    images = [_named(image_size, path, options.image, example, "image") for path in example.images]
-    return (*images, *(_named(_clip_shape, path, options, example, "video") for path in example.videos))
+    images, videos = shown_media(example, options)
+    sizes = [_named(image_size, path, options.image, example, "image") for path in images]
+    return (*sizes, *(_named(_clip_shape, path, options, example, "video") for path in videos))
 
 
 def blank_arguments(shape: Shape) -> dict[str, Any]:

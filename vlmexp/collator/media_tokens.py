@@ -84,7 +84,7 @@ class MediaTokens:
         if not marks <= vocabulary.keys():
             return True
         ids = {vocabulary[mark] for mark in marks}
-        control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+        control = self._collator.template.control.ids  # other added tokens, such as line breaks, may melt into text
         raw, expanded = self._raw(example), self._expanded(example, shape)
         places = [index for index, token in enumerate(raw) if token in ids]
         return not {expanded[places[0]], expanded[places[-1] - len(raw)]} <= control

@@ -6,6 +6,7 @@ text then replaces its markers. So a brace, a template expression or a special t
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,33 +14,26 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from vlmexp.collator.answer import AnswerForm, answer_form
+from vlmexp.collator.answer import FINISHED_TURN, AnswerForm, answer_form, opened
+from vlmexp.collator.chat import check_options, keeps_order, render_chat, render_finished
+from vlmexp.collator.control import control, special_strings
+from vlmexp.collator.messages import FIELD, ChatMessage, MessagePart, check_fields, check_media, field_names, role
 from vlmexp.collator.said import placeholders
 from vlmexp.data.example import MEDIA_ROLES, Example
+from vlmexp.data.marks import Parts, in_front, numbers_of, split_at_marks
 from vlmexp.data.turns import Turn
-from vlmexp.errors import UserError, closest
+from vlmexp.errors import UserError
 
-_FIELD = re.compile(r"\{(\w+)\}")
-# Private-use characters: no tokenizer's or template's own. A field, and what the assistant has said before.
-_MARK, _END, _SAID, _SAID_END = "\ue000", "\ue001", "\ue004", "\ue005"
-_MARKED = re.compile(f"{_MARK}(\\w+){_END}|{_SAID}|{_SAID_END}")
-_OURS = str.maketrans(dict.fromkeys((_MARK, _END, _SAID, _SAID_END)))
+__all__ = ["ChatMessage", "MessagePart", "Prompt", "PromptTemplate", "special_strings"]
 
-
-@dataclass(frozen=True)
-class MessagePart:
-    """Text with `{field}` places, or all of an example's images or videos."""
-
-    type: str
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class ChatMessage:
-    """What a role says; the role `conversation` stands for all turns of an example's own conversation."""
-
-    role: str
-    parts: tuple[MessagePart, ...]
+# Private-use characters: no tokenizer's or template's own. A field, what the assistant has said before, a text of a
+# message, an answer, and the places of an image and of a video within a text.
+_MARK, _END, _SAID, _SAID_END, _TEXT, _TEXT_END = "\ue000", "\ue001", "\ue004", "\ue005", "\ue006", "\ue007"
+_ANSWER = "\ue003"
+_PLACES = {"image": "\ue008", "video": "\ue009"}
+_PLACE = re.compile(f"([{''.join(_PLACES.values())}])")
+_MARKED = re.compile(f"{_MARK}(\\w+){_END}|[{_SAID}{_SAID_END}{_TEXT}{_TEXT_END}]")
+_NEAR = 80  # characters before a text in which a placeholder is looked for
 
 
 @dataclass(frozen=True)
@@ -68,10 +62,19 @@ class PromptTemplate:
             example's own conversation.
         system_prompt: the value of `{system_prompt}`.
         roles: names of the fields that an example has.
+        options: variables of the chat template.
+        answer_follows: finished_turn or generation_prompt, see vlmexp.collator.answer.opened.
+        end_of_turn: a text that ends an answer, beside those that the processor knows.
+
+    Attributes:
+        control: the texts that no field may hold.
+        shown_fields: names of the fields that messages show.
+        answer_form: how an answer follows the prompt.
+        places_marks: whether marks in a question (`<image>`) can be places anywhere in it.
 
     Raises:
         UserError: a message names a field that there is not, media are shown twice, or the processor has no chat
-            template.
+            template or one that does not take such messages.
     """
 
     def __init__(
@@ -81,22 +84,17 @@ class PromptTemplate:
         system_prompt: str,
         roles: Sequence[str],
         style: str = "chat",
+        options: Mapping[str, Any] | None = None,
+        answer_follows: str = FINISHED_TURN,
+        end_of_turn: str | None = None,
     ) -> None:
         self.processor: Any = processor
         self.is_prefix = style == "prefix"
         self.messages = messages
         self.system_prompt = system_prompt
-        _check_media(messages, placeholders(processor))
-        for message in messages:
-            # The prompt must not hold what it asks for.
-            known = [*roles, "system_prompt", *(["answer"] if message is messages[-1] else [])]
-            for part in message.parts:
-                for name in map(_role, _FIELD.findall(part.text)):
-                    if name not in known:
-                        raise UserError(
-                            f"collator.messages: {{{name}}} is no field of this data set{closest(name, known) or '.'} "
-                            f"The fields are: {', '.join(sorted(known))}."
-                        )
+        self.options, self.answer_follows = dict(options or {}), answer_follows
+        check_media(messages, system_prompt, placeholders(processor))
+        check_fields(messages, roles)
         self.has_conversation = messages[-1].role == "conversation"
         turns = sum(message.role == "assistant" for message in messages)
         if self.is_prefix and (turns > 1 or self.has_conversation):
@@ -106,11 +104,23 @@ class PromptTemplate:
                 f"The {type(processor).__name__} of this checkpoint has no chat template. Base models have none: "
                 "take an instruction-tuned checkpoint, or model.prompt_style=prefix if it is one of PaliGemma's kind."
             )
-        special = sorted(special_strings(processor), key=len, reverse=True)
-        self._longest = len(special[0]) if special else 0
-        self._special = re.compile("|".join(map(re.escape, special))) if special else None
+        if not self.is_prefix and "suffix" in inspect.signature(type(processor).__call__).parameters:
+            raise UserError(
+                f"{type(processor).__name__} is that of a model which reads all text before its answer in both "
+                "directions, and the answer too unless it is told apart: set model.prompt_style=prefix."
+            )
+        check_options(processor, self.options)
+        self.control = control(processor, end_of_turn, self.options)
+        named = [(message.role, name) for message in messages for p in message.parts for name in field_names(p.text)]
+        self.shown_fields = tuple(dict.fromkeys(name for _, name in named))
+        self.places_marks = not self.is_prefix and ("user", "question") in named
+        self._behind_medium = re.compile(f"(?:{placeholders(processor).pattern or '(?!)'})(\\s+)$")
         self._rendered: dict[tuple[Any, ...], str] = {}
-        self.answer_form = AnswerForm() if self.is_prefix else answer_form(processor, self._special)
+        self._keeps_order, self.answer_form = True, AnswerForm()
+        if not self.is_prefix:
+            self._keeps_order = keeps_order(processor, self.options)
+            self.answer_form = answer_form(processor, self.control.pattern, self.options, answer_follows)
+            self._try()
 
     def render(self, fields: Mapping[str, str], images: int, videos: int = 0, turns: Sequence[Turn] = ()) -> str:
         """The prompt's text of an example with so many images and videos, or with these turns."""
@@ -120,21 +130,58 @@ class PromptTemplate:
         """An example's prompt, and where in it the assistant has spoken."""
         return self._prompt(example.fields, len(example.images), len(example.videos), example.turns)
 
+    def head(self, text: str) -> str:
+        """The beginning of a prompt's text, its last medium included; empty without media."""
+        ends = [match.end() for match in placeholders(self.processor).finditer(text) if match[0]]
+        return text[: max(ends, default=0)]
+
+    def question(self, fields: Mapping[str, str], images: int, videos: int) -> Parts:
+        """The question and the media that stand in it, as it is shown.
+
+        A prefix, and a template that writes all media before all texts, move media that stand before all words to the
+        prompt's beginning, without the white space about them. Within the words a template of that kind gets them as
+        placeholders in the text; a prefix, which shows them in their own order, has no such places.
+        """
+        text = fields.get("question", "")
+        parts = split_at_marks(text, {"image": images, "video": videos})
+        front = in_front(parts)
+        if self.is_prefix:
+            is_in_order = all(found == sorted(found) for kind in MEDIA_ROLES if (found := numbers_of(parts, kind)))
+            return front if front and is_in_order else (("text", text),)
+        if not self.places_marks:
+            return (("text", text),)
+        return (parts if self._keeps_order else front or parts) or (("text", text),)
+
     def _prompt(self, fields: Mapping[str, str], images: int, videos: int, turns: Sequence[Turn]) -> Prompt:
-        rendered = self._template(images, videos, turns)
+        parts = () if turns else self.question(fields, images, videos)
+        rendered = self._template(images, videos, tuple(kind for kind, _ in parts), turns)
         spoken = {name: text for i, turn in enumerate(turns) for name, text in _texts(turn, i).items()}
-        values = {**fields, "system_prompt": self.system_prompt, **spoken}
+        asked = {f"question_{number}": text for number, (kind, text) in enumerate(parts) if kind == "text"}
+        values = {**fields, "system_prompt": self.system_prompt, **spoken, **asked}
+        join = self.control.joined
         text, said, end, begin = "", list[tuple[int, int]](), 0, 0
+        start, seam, is_glued = 0, -1, False  # of a message's text, and whether it follows another one immediately
         for match in _MARKED.finditer(rendered):
-            text = self._joined(text, rendered[end : match.start()])
+            text = join(text, rendered[end : match.start()])
             end = match.end()
             if match[1]:
-                text = self._joined(text, self.plain(values[match[1]]))
+                text = join(text, self._value(values[match[1]], text if match[1] in asked else ""))
             elif match[0] == _SAID:
                 begin = len(text) - len(self.answer_form.glue) * text.endswith(self.answer_form.glue)
-            else:
+            elif match[0] == _SAID_END:
                 said.append((begin, len(text) + self.answer_form.end_length(rendered[end:])))
-        return Prompt(self._joined(text, rendered[end:]), tuple(said))
+            elif match[0] == _TEXT:
+                start, is_glued = len(text), match.start() == seam
+            elif len(text) > start:
+                text, seam = _spaced(text, start) if is_glued else text, end
+            elif is_glued:
+                seam = end
+        return Prompt(join(text, rendered[end:]), tuple(said))
+
+    def _value(self, text: str, before: str) -> str:
+        """A field's text, without white space at its beginning that the template has written behind a medium."""
+        written = self._behind_medium.search(before[-_NEAR:])
+        return self.plain(text.removeprefix(written[1]) if written else text)
 
     def processor_text(self, prompt: str) -> str:
         """A rendered prompt as the processor wants it: PaliGemma's adds BOS and the line break itself."""
@@ -154,9 +201,9 @@ class PromptTemplate:
         values = {**fields, "system_prompt": self.system_prompt, "answer": answer}
         text = ""
         for part in self.messages[-1].parts:
-            pieces = _FIELD.split(part.text)  # the text before a field, its name, the text behind it, ...
+            pieces = FIELD.split(part.text)  # the text before a field, its name, the text behind it, ...
             for index, piece in enumerate(pieces):
-                text = self._joined(text, self.plain(values[_role(piece)]) if index % 2 else piece)
+                text = self.control.joined(text, self.plain(values[role(piece)]) if index % 2 else piece)
         return text
 
     @property
@@ -174,81 +221,90 @@ class PromptTemplate:
             for part in reversed(message.parts):
                 if part.type in MEDIA_ROLES:
                     seen = True
-                elif seen and any(_role(name) != "system_prompt" for name in _FIELD.findall(part.text)):
+                elif seen and any(role(name) != "system_prompt" for name in FIELD.findall(part.text)):
                     return False
         return seen
 
     def plain(self, text: str) -> str:
-        """The text with a space inside every special token, so that the tokenizer reads it as text."""
-        text = text.translate(_OURS)
-        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) if self._special else text
+        """The text with a space inside every control text, so that the tokenizer reads it as text."""
+        return self.control.plain(text)
 
-    def _joined(self, text: str, piece: str) -> str:
-        """Both, with a space between them where a special token would begin in the one and end in the other."""
-        if not (self._special and text and piece):
-            return text + piece
-        before = text[-self._longest :]
-        found = self._special.finditer(before + piece[: self._longest])
-        is_split = any(match.start() < len(before) < match.end() for match in found)
-        return f"{text} {piece}" if is_split else text + piece
+    def _try(self) -> None:
+        """Render once: what the template does not take shows before there are data."""
+        kinds = {part.type for m in self.messages[:-1] if not any(p.text for p in m.parts) for part in m.parts}
+        turns = (Turn("user", (("text", "?"),)),) if self.has_conversation else ()
+        self._template(int("image" in kinds), int("video" in kinds - {"image"}), ("text",), turns)
 
-    def _template(self, images: int, videos: int, turns: Sequence[Turn]) -> str:
+    def _template(self, images: int, videos: int, layout: Sequence[str], turns: Sequence[Turn]) -> str:
         marked = tuple(_marked_turn(turn, number) for number, turn in enumerate(turns))
-        key = (images, videos, marked)
+        key = (images, videos, tuple(layout), marked)
         if key not in self._rendered:
-            self._rendered[key] = self._prefix(images) if self.is_prefix else self._chat(images, videos, marked)
+            self._rendered[key] = (
+                self._prefix(images, layout) if self.is_prefix else self._chat(images, videos, layout, marked)
+            )
         return self._rendered[key]
 
-    def _prefix(self, images: int) -> str:
-        texts = [self._marked(part.text) for message in self.messages[:-1] for part in message.parts]
+    def _prefix(self, images: int, layout: Sequence[str]) -> str:
+        question = "".join(_field(f"question_{number}") for number, kind in enumerate(layout) if kind == "text")
+        parts = [part for message in self.messages[:-1] for part in message.parts]
+        texts = [self._marked(part.text).replace(_field("question"), question) for part in parts]
         media = self.processor.image_token * images
         return media + self.processor.tokenizer.bos_token + " ".join(filter(None, texts)) + "\n"
 
-    def _chat(self, images: int, videos: int, turns: Sequence[Turn]) -> str:
-        count = {"image": images, "video": videos}
+    def _chat(self, images: int, videos: int, layout: Sequence[str], turns: Sequence[Turn]) -> str:
+        unplaced = {"image": images - layout.count("image"), "video": videos - layout.count("video")}
+        question = "".join(_PLACES.get(kind) or _field(f"question_{number}") for number, kind in enumerate(layout))
         own_system = any(turn.role == "system" for turn in turns)
         conversation: list[dict[str, Any]] = []
         for message in self.messages[:-1]:
             content: list[dict[str, str]] = []
             for part in message.parts:
-                if part.type in count:
-                    content += [{"type": part.type}] * count[part.type]
-                elif marked := self._marked(part.text):
-                    content.append({"type": "text", "text": marked})
+                if part.type in unplaced:
+                    content += [{"type": part.type}] * unplaced[part.type]
+                    continue
+                marked = self._marked(part.text)
+                if message.role == "user" and _field("question") in marked:  # its media are shown once
+                    marked, question = marked.replace(_field("question"), question, 1), _field("question")
+                content += self._parts(marked)
             if message.role != "system" or (content and not own_system):
                 conversation.append({"role": message.role, "content": content})
-        for turn in turns:
-            content = [{"type": kind, "text": text} if kind == "text" else {"type": kind} for kind, text in turn.parts]
-            conversation.append({"role": turn.role, "content": content})
+        conversation += [{"role": turn.role, "content": self._turn_parts(turn)} for turn in turns]
+        texts = [(m["role"], part["text"].strip()) for m in conversation for part in m["content"] if "text" in part]
         for said in conversation:
             if said["role"] == "assistant":
                 _mark_said(said["content"])
-        rendered = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        assert isinstance(rendered, str)
+        rendered = render_chat(self.processor, conversation, self.options, texts)
+        if self.answer_form.asked or self.answer_form.finished:
+            finished = render_finished(self.processor, conversation, self.options, _ANSWER)
+            rendered = opened(rendered, finished.partition(_ANSWER)[0], self.answer_follows)
+        for kind, place in _PLACES.items():
+            rendered = rendered.replace(place, str(getattr(self.processor, f"{kind}_token", "")))
         return rendered
 
+    def _parts(self, text: str) -> list[dict[str, str]]:
+        """A message's text as parts of its content, divided at its places.
+
+        Where the template writes all media first, a text with places behind words stays one: they become placeholders.
+        """
+        pieces = _PLACE.split(text)
+        if not self._keeps_order and any(piece.strip() for piece in pieces[:-1] if piece not in _PLACES.values()):
+            pieces = [text]
+        kinds = {place: kind for kind, place in _PLACES.items()}
+        return [{"type": kinds[p]} if p in kinds else {"type": "text", "text": _bounded(p)} for p in pieces if p]
+
+    def _turn_parts(self, turn: Turn) -> list[dict[str, str]]:
+        """The parts of a marked turn. Where its media have numbers, their places are told by marks in its text."""
+        parts = turn.parts
+        if any(kind != "text" and text for kind, text in parts):
+            return self._parts("".join(text if kind == "text" else _PLACES[kind] for kind, text in parts))
+        return [{"type": kind, "text": _bounded(text)} if kind == "text" else {"type": kind} for kind, text in parts]
+
     def _marked(self, text: str) -> str:
-        return _FIELD.sub(lambda match: self._place(_role(match[1])), text)
+        return FIELD.sub(lambda match: self._place(role(match[1])), text)
 
-    def _place(self, role: str) -> str:
+    def _place(self, name: str) -> str:
         # An empty system prompt leaves no empty part behind.
-        return "" if role == "system_prompt" and not self.system_prompt else f"{_MARK}{role}{_END}"
-
-
-def _check_media(messages: Sequence[ChatMessage], marks: re.Pattern[str]) -> None:
-    """Raise a UserError if an example's media would stand in a prompt more than once."""
-    parts = [part for message in messages for part in message.parts]
-    for medium in MEDIA_ROLES:
-        if sum(part.type == medium for part in parts) > 1:
-            raise UserError(
-                f"collator.messages have {{type: {medium}}} twice: one part shows all {medium}s of an example."
-            )
-    for part in parts:
-        if (match := marks.search(part.text)) and match[0]:
-            raise UserError(
-                f"collator.messages: {part.text[:60]!r} holds {match[0]}, which this model's processor takes for an "
-                "image or a video: write a part {type: image} or {type: video} instead."
-            )
+        return "" if name == "system_prompt" and not self.system_prompt else _field(name)
 
 
 def _marked_turn(turn: Turn, number: int) -> Turn:
@@ -257,7 +313,7 @@ def _marked_turn(turn: Turn, number: int) -> Turn:
     parts = []
     for kind, text in turn.parts:
         before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :] if text.strip() else ""
-        parts.append((kind, f"{before}{_MARK}{next(names)}{_END}{after}" if kind == "text" else ""))
+        parts.append((kind, f"{before}{_field(next(names))}{after}" if kind == "text" else text))
     return Turn(turn.role, tuple(parts))
 
 
@@ -274,17 +330,17 @@ def _mark_said(content: list[dict[str, str]]) -> None:
         texts[-1]["text"] += _SAID_END
 
 
-def _role(name: str) -> str:
-    """`{question}` and `{question_column}` are the same field."""
-    return name.removesuffix("_column")
+def _bounded(text: str) -> str:
+    """A text of a message with marks where it begins and ends; white space around it stays for the template to see."""
+    core = text.strip()
+    begin, _, end = text.partition(core) if core else (text, "", "")
+    return f"{begin}{_TEXT}{core}{_TEXT_END}{end}" if core else text
 
 
-def special_strings(processor: ProcessorMixin) -> set[str]:
-    """Every text that tokenizer or processor would read as a control or placeholder token."""
-    tokenizer = processor.tokenizer
-    found = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
-    for name in ("image_token", "video_token", "boi_token", "eoi_token"):
-        for owner in (processor, tokenizer):
-            if isinstance(value := getattr(owner, name, None), str):
-                found.add(value)
-    return {token for token in found if len(token) > 1}
+def _spaced(text: str, start: int) -> str:
+    """The text with a space before `start`, where two texts meet, unless there is white space."""
+    return text if text[start - 1].isspace() or text[start].isspace() else f"{text[:start]} {text[start:]}"
+
+
+def _field(name: str) -> str:
+    return f"{_MARK}{name}{_END}"

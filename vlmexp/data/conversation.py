@@ -5,7 +5,8 @@
     LLaVA's         {"from": "human", "value": "<image>\\nwhat is it?"}, and `<image>` or `<video>` is a place
                     (https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md)
 
-Only LLaVA's form has places in its text; in any other text `<image>` is mere text.
+In any other text of the user's, marks are places where there are as many as media (see vlmexp.data.marks), unless parts
+name the places.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlmexp.data.example import MEDIA_ROLES, plain_text
+from vlmexp.data.marks import split_at_marks
 from vlmexp.data.turns import Turn
 
 _SIDES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+_SEAM = "\ue00a"  # a private-use character
 _PLACE = re.compile(r"\n*<(image|video)>\n*")
 
 
@@ -136,6 +139,7 @@ def _check_order(turns: Sequence[Turn]) -> None:
 
 def _with_media(turns: Sequence[Turn], media: Mapping[str, int]) -> tuple[Turn, ...]:
     places = {kind: sum(part[0] == kind for turn in turns for part in turn.parts) for kind in MEDIA_ROLES}
+    turns, marked = _at_marks(turns, {kind: count for kind, count in media.items() if not places[kind]})
     unplaced: list[tuple[str, str]] = []
     for kind in reversed(MEDIA_ROLES):  # a video stands before an image
         count = media.get(kind, 0)
@@ -145,7 +149,33 @@ def _with_media(turns: Sequence[Turn], media: Mapping[str, int]) -> tuple[Turn, 
                 f"it has places for {places[kind]} {kind}s and the row has {count} (dataset.columns.{kind}, "
                 f"collator.data_processing.{kind}_data)",
             )
-        unplaced += [(kind, "")] * (count - places[kind])
+        unplaced += [(kind, "")] * (count - places[kind] if kind not in marked else 0)
     first = next(number for number, turn in enumerate(turns) if turn.role == "user")
     opening = Turn("user", (*unplaced, *turns[first].parts))
     return (*turns[:first], opening, *turns[first + 1 :])
+
+
+def _at_marks(turns: Sequence[Turn], media: Mapping[str, int]) -> tuple[list[Turn], set[str]]:
+    """The turns divided at the marks in the user's texts, and the media that have their places so."""
+    asked = [text for turn in turns if turn.role == "user" for kind, text in turn.parts if kind == "text"]
+    parts = split_at_marks(_SEAM.join(asked), media) if _SEAM not in "".join(asked) else ()
+    marked = {kind for kind, _ in parts if kind != "text"}
+    if not marked:
+        return list(turns), marked
+    pieces = iter(_divided(parts))
+
+    def divided(turn: Turn) -> Turn:
+        parts = [piece for part in turn.parts for piece in (next(pieces) if part[0] == "text" else [part])]
+        return Turn(turn.role, tuple(_stripped(parts)))
+
+    return [divided(turn) if turn.role == "user" else turn for turn in turns], marked
+
+
+def _divided(parts: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """The parts of each of the texts that a seam has held together."""
+    pieces: list[list[tuple[str, str]]] = [[]]
+    for kind, text in parts:
+        first, *others = text.split(_SEAM)
+        pieces[-1].append((kind, first))
+        pieces += [[(kind, other)] for other in others]
+    return pieces

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vlmexp.data.marks import Parts, split_at_marks
 from vlmexp.data.nested import ABSENT, value_at
 from vlmexp.data.turns import Turn, loaded_turns
 from vlmexp.errors import UserError, closest
@@ -31,9 +32,9 @@ class Example:
         id: unique within the split.
         fields: text by role, for the message template: question, any further role, and the choices with their letters.
         answers: the accepted answers, as many times as they were given.
-        images: files, in the order in which the prompt shows them.
+        images: files, in the order in which the prompt shows them unless marks in the question say otherwise.
         metadata: values kept beside the prediction.
-        videos: files, in the order in which the prompt shows them.
+        videos: files, in the same order.
         split: where the row comes from, for messages.
         columns: role -> column, for messages.
         target: the answer to train on; None: the most common one.
@@ -65,15 +66,25 @@ class Example:
         return Counter(self.answers).most_common(1)[0][0] if self.answers else ""
 
     @property
+    def question_parts(self) -> Parts:
+        """The question and the media that it has places for."""
+        return split_at_marks(self.fields.get("question", ""), {"image": len(self.images), "video": len(self.videos)})
+
+    @property
     def question_end(self) -> str:
-        """What may be cut where an example is too long: the question; in a conversation its text behind all media."""
-        return self.turns[-1].last_text if self.turns else self.fields.get("question", "")
+        """What may be cut where an example is too long: the question's text behind all media that stand in it."""
+        if self.turns:
+            return self.turns[-1].last_text
+        kind, text = self.question_parts[-1] if self.question_parts else ("text", "")
+        return text if kind == "text" else ""
 
     def with_question_end(self, text: str) -> Example:
         """The example with another text there."""
         if self.turns:
             return dataclasses.replace(self, turns=(*self.turns[:-1], self.turns[-1].with_last_text(text)))
-        return dataclasses.replace(self, fields={**self.fields, "question": text})
+        question = self.fields.get("question", "")
+        begin = question[: len(question) - len(self.question_end)]
+        return dataclasses.replace(self, fields={**self.fields, "question": begin + text})
 
     def place(self, *roles: str) -> str:
         """Where the example's media of these roles are from: split, row and columns."""

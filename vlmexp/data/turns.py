@@ -14,7 +14,8 @@ class Turn:
 
     Attributes:
         role: system, user or assistant.
-        parts: (type, text) of its pieces in order: a text, or an image or video, whose text is empty.
+        parts: (type, text) of its pieces in order: a text, or an image or video, whose text is its number among the
+            example's images or videos, from 1 on, or empty where they come in their order.
     """
 
     role: str

@@ -68,8 +68,8 @@ def generate_answers(
             inputs = {name: on_device(value, model) for name, value in inputs.items()}
             with _seeded(seed + batch[0]) if config.do_sample else contextlib.nullcontext():
                 output = model.generate(**inputs, generation_config=config)
-            tokens = output[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+            tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [collator.template.control.said(tokenizer, ids) for ids in tokens]
 
     batches = by_image(examples, lengths, batch_size) if share_images else by_length(lengths, batch_size)
     own = share_of(batches, skip, rank, ranks)

@@ -24,7 +24,7 @@ from vlmexp.files import read_json, write_json, write_jsonl
 from vlmexp.models.checkpoint import fingerprint
 from vlmexp.models.fit import check_forward
 from vlmexp.models.load import check_model, commit, load_model
-from vlmexp.parts import build_collator, model_source, refused_share, set_threads
+from vlmexp.parts import build_collator, model_source, note_texts, refused_share, set_threads
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
 from vlmexp.tracking.opening import track_evaluation
@@ -52,6 +52,7 @@ def score_base(config: Config, run: Run) -> None:
             set_threads(config)
             source = model_source(config)
             processor = check_model(source, run.note_fallback)
+            build_collator(config, processor)  # what the chat template does not take shows here
             model = load_model(source, run.note_fallback, config.seed)
             weights = [fingerprint(source.location, source.revision)] if run.is_main else []
             result |= evaluate_model(config, run, model, processor, BASE, weights)
@@ -103,6 +104,7 @@ def evaluate_model(
     overlong = KEEPING_ALL.get(config.collator.overlong, config.collator.overlong)
     limit, share = config.collator.max_length, refused_share(config)
     fitted = fit(collator, examples, limit, overlong, with_answer=False, refused_share=share)
+    note_texts(collator, fitted.found, evaluation.split, run.note_fallback)
     if fitted.refused:
         first = next(iter(fitted.refused.values()))
         run.note_fallback(f"{len(fitted.refused)} of {len(examples)} questions are not asked: {first}")

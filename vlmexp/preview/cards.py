@@ -10,7 +10,6 @@ import torch
 
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import fit
-from vlmexp.collator.media import media_key
 from vlmexp.collator.sharing import BRANCHES
 from vlmexp.data.example import Example
 from vlmexp.errors import UserError
@@ -87,7 +86,7 @@ def make_cards(
     cards = list[Card]()
     for group in groups:
         try:
-            rows = [Card(questions) for questions in _rows(fitted(collator, group, max_length, overlong))]
+            rows = [Card(questions) for questions in _rows(collator, fitted(collator, group, max_length, overlong))]
             for card in rows:
                 card.media = seen_media(collator, card.shown[0])
         except UserError as error:
@@ -103,11 +102,14 @@ def make_cards(
     return cards
 
 
-def _rows(questions: Sequence[Question]) -> list[list[Question]]:
-    """The questions that share a row: where the overlong policy makes images smaller, not all about an image do."""
+def _rows(collator: Collator, questions: Sequence[Question]) -> list[list[Question]]:
+    """The questions that share a row: where the overlong policy makes images smaller, not all about an image do.
+
+    Nor do those with other words before the image.
+    """
     rows: dict[tuple[str, ...], list[Question]] = {}
     for question in questions:
-        rows.setdefault(media_key(question.example), []).append(question)
+        rows.setdefault(collator.sharing_key(question.example), []).append(question)
     return list(rows.values())
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vlmexp.collator.batch import Collator
-from vlmexp.collator.media import MediaOptions, limited
+from vlmexp.collator.media import MediaOptions, limited, shown_media
 from vlmexp.data.example import Example
 from vlmexp.data.images import final_size, image_size, load_image, resized
 from vlmexp.data.videos import frame_numbers, load_video, video_header
@@ -81,7 +81,7 @@ def seen_media(collator: Collator, example: Example) -> list[Medium]:
     resized_by = "collator.image_processing" if example.media_limit is None else "collator.overlong=shrink_image"
     files = [
         _File(path, options, resized_by, is_video)
-        for paths, is_video in ((example.images, False), (example.videos, True))
+        for paths, is_video in zip(shown_media(example, options), (False, True), strict=True)
         for path in paths
     ]
     if not files:

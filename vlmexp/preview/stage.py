@@ -17,7 +17,7 @@ from vlmexp.data.stage import duplicates_in_words, load_split, look_alikes_in_wo
 from vlmexp.errors import UserError
 from vlmexp.files import read_jsonl, write_text
 from vlmexp.models.load import check_model
-from vlmexp.parts import build_collator, model_source, set_threads, shares_images
+from vlmexp.parts import build_collator, model_source, note_texts, set_threads, shares_images
 from vlmexp.preview.cards import make_cards
 from vlmexp.preview.choice import grouped, positions, sample
 from vlmexp.preview.page import build_page
@@ -36,7 +36,9 @@ def preview(config: Config, run: Run) -> dict[str, Any]:
     with run.stage("preview") as result:
         processor = check_model(model_source(config), run.note_fallback, weights=False)
         prepared = prepared_data(config, run)
-        made = make_preview(config, prepared, build_collator(config, processor))
+        collator = build_collator(config, processor)
+        made = make_preview(config, prepared, collator)
+        note_texts(collator, made.survey.found, config.preview.split, run.note_fallback)
         result |= {
             "split": config.preview.split,
             "counted": len(made.survey.lengths),

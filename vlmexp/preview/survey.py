@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Survey:
         sizes: (width, height) in pixels of a file -> how many distinct media files have it.
         clips: distinct videos among them.
         bad: what is wrong with rows that could not be counted.
+        found: what is to be said about the texts of the rows, see vlmexp.collator.remarks.
     """
 
     rows: list[int]
@@ -40,6 +41,7 @@ class Survey:
     sizes: Counter[tuple[int, int]]
     clips: int
     bad: list[str]
+    found: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def longest(self) -> int:
@@ -97,6 +99,7 @@ def take_survey(collator: Collator, examples: Sequence[Example], rows: Sequence[
         sizes=Counter((file.width, file.height) if isinstance(file, ClipShape) else file for file in files),
         clips=sum(isinstance(file, ClipShape) for file in files),
         bad=[*bad, *refused],
+        found=measured.found,
     )
 
 

@@ -15,7 +15,7 @@ from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split
 from vlmexp.errors import UserError
 from vlmexp.files import write_jsonl
-from vlmexp.parts import refused_share, shares_images
+from vlmexp.parts import note_texts, refused_share, shares_images
 from vlmexp.runs import Run
 from vlmexp.training.sampling import EpochSampler, Order, by_length, by_media, shuffled
 from vlmexp.training.token_batches import TokenBatches, shared_rows, single_rows
@@ -43,6 +43,8 @@ def training_data(config: Config, run: Run, prepared: Prepared, collator: Collat
             if not len(splits[split]):
                 raise UserError(f"No example of the {split} split is left: raise collator.max_length.")
     note_left_out(run, splits)
+    for split, fitted in splits.items():
+        note_texts(collator, fitted.found, split, run.note_fallback)
     collator.share_images = shares_images(config, collator, keys["train"], with_loss=True)
     describe_data(run, splits, collator.share_images)
     return TrainingData(splits, keys)
