@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from vlmexp.models.internvl2 import InternVL2Config
 from vlmexp.models.internvl2_processor import InternVL2ImageProcessor, InternVL2Processor
@@ -31,8 +31,18 @@ WORDS = """what color is the shape in image how many are there does contain a is
 circle square triangle rectangle answer en briefly user assistant system"""
 
 
-def tokenizer(special: str, named: dict[str, str] | None = None, prepend_bos: bool = False, **roles: str) -> Any:
-    """A byte-level BPE tokenizer with these special tokens; `named` become attributes such as `image_token`."""
+def tokenizer(
+    special: str,
+    named: dict[str, str] | None = None,
+    prepend_bos: bool = False,
+    added: tuple[str, ...] = (),
+    **roles: str,
+) -> Any:
+    """A byte-level BPE tokenizer with these special tokens; `named` become attributes such as `image_token`.
+
+    Args:
+        added: further tokens, which are not special: text that a model reads and says.
+    """
     tokens = special.split()
     backend = Tokenizer(models.BPE(unk_token=roles.get("unk_token")))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -52,17 +62,30 @@ def tokenizer(special: str, named: dict[str, str] | None = None, prepend_bos: bo
         )
     rest = [token for token in tokens if token not in {*roles.values(), *(named or {}).values()}]
     more = {"model_specific_special_tokens": named} if named else {}
-    return hf.PreTrainedTokenizerFast(
+    made = hf.PreTrainedTokenizerFast(
         tokenizer_object=backend, extra_special_tokens=rest, model_max_length=4096, **roles, **more
     )
+    made.add_tokens([AddedToken(text, special=False, normalized=False) for text in added])
+    return made
 
 
 def chat_template(
-    turn: str, image: str, end: str, video: str = "", start: str = "", before_text: str = "", answer: str = "assistant"
+    turn: str,
+    image: str,
+    end: str,
+    video: str = "",
+    start: str = "",
+    before_text: str = "",
+    answer: str = "assistant",
+    prompt: str | None = None,
 ) -> str:
-    """A chat template: `turn` opens a message (`{role}` in it), `end` closes it, `image` stands for an image."""
+    """A chat template: `turn` opens a message (`{role}` in it), `end` closes it, `image` stands for an image.
+
+    Args:
+        prompt: what opens the turn that the model is to speak, if it is not what opens a finished one.
+    """
     opened = turn.replace("{role}", "' + role + '")
-    generation = turn.replace("{role}", answer)
+    generation = prompt or turn.replace("{role}", answer)
     return (
         f"{start}{{% for message in messages %}}"
         f"{{% set role = '{answer}' if message['role'] == 'assistant' else message['role'] %}}{{{{ '{opened}' }}}}"
@@ -82,7 +105,7 @@ QWEN_TEMPLATE = chat_template(
 def _qwen_tokenizer() -> Any:
     return tokenizer(
         "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>",
-        eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        added=("<think>", "</think>", "<tool_call>", "</tool_call>"), eos_token="<|im_end|>", pad_token="<|endoftext|>",
     )  # fmt: skip
 
 
@@ -176,6 +199,14 @@ def llava() -> Parts:
     )  # fmt: skip
 
 
+# As the Hub's: a text follows another without a space, and there is no generation prompt.
+MISTRAL_TEMPLATE = (
+    "{% for message in messages %}{% set parts = message['content'] %}{% if message['role'] == 'system' %}"
+    "{{ '<<SYS>>\n' + parts[0]['text'] + '\n<</SYS>>\n\n' }}{% elif message['role'] == 'user' %}[INST] "
+    "{% for part in parts if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in parts if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ ' [/INST]' }}"
+    "{% else %}{{ ' ' + parts[0]['text'] + '</s> ' }}{% endif %}{% endfor %}"
+)
 PINPOINTS = [[28, 56], [56, 28], [56, 56]]
 
 
@@ -194,7 +225,7 @@ def llava_next() -> Parts:
     )
     return config, hf.LlavaNextProcessor(
         images, words, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
+        chat_template=MISTRAL_TEMPLATE,
     )  # fmt: skip
 
 
@@ -216,13 +247,17 @@ def llava_onevision() -> Parts:
     videos = hf.LlavaOnevisionVideoProcessor(size={"height": 28, "width": 28})
     return config, hf.LlavaOnevisionProcessor(
         images, words, videos, num_image_tokens=4, vision_feature_select_strategy="full",
-        chat_template=chat_template("<|im_start|>{role} ", "<image>", "<|im_end|>", "<video>", before_text="\\n"),
+        chat_template=chat_template(  # as the Hub's: a finished turn does not begin as the prompt for one ends
+            "<|im_start|>{role} ", "<image>", "<|im_end|>", "<video>", before_text="\\n",
+            prompt="<|im_start|>assistant\\n",
+        ),
     )  # fmt: skip
 
 
 def _internvl_parts(text_class: Any) -> tuple[dict[str, Any], Any]:
+    """Configuration and tokenizer; `<video>` is the last token, of which the model has no embedding."""
     words = tokenizer(
-        "<|endoftext|> <|im_start|> <|im_end|> <img> </img> <IMG_CONTEXT> <video>",
+        "<|endoftext|> <|im_start|> <|im_end|> <img> </img> <IMG_CONTEXT> <ref> </ref>",
         named={"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
                "video_token": "<video>"},
         eos_token="<|im_end|>", pad_token="<|endoftext|>",
@@ -231,7 +266,7 @@ def _internvl_parts(text_class: Any) -> tuple[dict[str, Any], Any]:
     config = {
         "vision_config": hf.InternVLVisionConfig(**vision),
         "text_config": text_class(
-            **TEXT, vocab_size=len(words), bos_token_id=None, eos_token_id=words.eos_token_id
+            **TEXT, vocab_size=len(words) - 1, bos_token_id=None, eos_token_id=words.eos_token_id
         ),
         "image_token_id": words.convert_tokens_to_ids("<IMG_CONTEXT>"), "image_seq_length": 4, "downsample_ratio": 0.5,
     }  # fmt: skip
@@ -282,7 +317,8 @@ def gemma3() -> Parts:
     words = tokenizer(
         "<pad> <eos> <bos> <unk> <start_of_turn> <end_of_turn> <start_of_image> <end_of_image> <image_soft_token>",
         named={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"},
-        prepend_bos=True, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
+        prepend_bos=True, added=("\n\n", "\n\n\n", "\t", "<table>", "<b>", "</b>"),
+        bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
     )  # fmt: skip
     ids = words.convert_tokens_to_ids
     config = hf.Gemma3Config(
@@ -351,7 +387,8 @@ def smolvlm() -> Parts:
 
 def phi3_vision() -> Parts:
     words = tokenizer(
-        "<unk> <s> </s> <|endoftext|> <|assistant|> <|end|> <|system|> <|user|> <|image|>", prepend_bos=True,
+        "<unk> <s> <|endoftext|> <|assistant|> <|end|> <|system|> <|user|> <|image|>",
+        prepend_bos=True, added=("</s>",),
         bos_token="<s>", eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<unk>",
     )  # fmt: skip
     rope = {
@@ -361,8 +398,9 @@ def phi3_vision() -> Parts:
     config = Phi3VConfig(
         vision_config={**VISION, "patch_size": 7, "image_size": 28, "projection_dim": 32},
         **{**TEXT, "num_key_value_heads": 4}, vocab_size=len(words), original_max_position_embeddings=2048,
-        pad_token_id=words.pad_token_id, eos_token_id=words.eos_token_id, bos_token_id=words.bos_token_id,
-        rope_parameters=rope, image_token_id=words.convert_tokens_to_ids("<|image|>"),
+        pad_token_id=words.pad_token_id, bos_token_id=words.bos_token_id,
+        eos_token_id=words.convert_tokens_to_ids("</s>"), rope_parameters=rope,
+        image_token_id=words.convert_tokens_to_ids("<|image|>"),
     )  # fmt: skip
     return config, Phi3VProcessor(Phi3VImageProcessor(num_crops=4, num_img_tokens=4, tile_size=28), words)
 
@@ -386,6 +424,16 @@ FAMILIES: dict[str, Callable[[], Parts]] = {
 }
 
 
+# What generation_config.json says ends an answer; elsewhere it is the tokenizer's EOS.
+ENDS = {
+    **dict.fromkeys(("qwen2vl", "qwen25vl", "qwen3vl"), ("<|im_end|>", "<|endoftext|>")),
+    "internvl2": ("<|im_end|>", "<|im_start|>"),
+    "gemma3": ("<eos>", "<end_of_turn>"),
+    "idefics3": ("<end_of_utterance>", "<|endoftext|>"),
+    "phi3vision": ("</s>",),
+}
+
+
 def write_checkpoint(choice: str, folder: Path) -> Path:
     """A checkpoint with random weights that are large enough for every input to matter."""
     config, processor = FAMILIES[choice]()
@@ -398,7 +446,8 @@ def write_checkpoint(choice: str, folder: Path) -> Path:
             elif "lambda" in name:  # InternVL's scale of a layer, 1e-5 or so in the beginning
                 parameter.fill_(0.5)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    ends = ENDS.get(choice, (processor.tokenizer.eos_token,))
+    model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids(list(ends))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

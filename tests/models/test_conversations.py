@@ -47,13 +47,13 @@ TALKED = {
         "is blue? ASSISTANT:[ no][</s>]"
     ),
     "llava_next": (
-        "<s>SYSTEM: Be brief. USER: <image>*14\nis it red? ASSISTANT:[ ][y][es] USER: <image>*16\n"
-        "is blue? ASSISTANT:[ no][</s>]"
+        "<s><<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] <image>*14\nis it red? [/INST][ ][y][es][</s>] [INST] <image>*16\n"
+        "is blue? [/INST][ no][</s>]"
     ),
     "llava_onevision": (
         "<|im_start|>system \nBe brief.<|im_end|><|im_start|>user <image>*5\n"
-        "is it red?<|im_end|><|im_start|>assistant [\n][y][es][<|im_end|>]<|im_start|>user \nis<image>*5\n"
-        "blue?<|im_end|><|im_start|>assistant [\n][no][<|im_end|>]"
+        "is it red?<|im_end|><|im_start|>assistant \n[y][es][<|im_end|>]<|im_start|>user \nis<image>*5\n"
+        "blue?<|im_end|><|im_start|>assistant\n[no][<|im_end|>]"
     ),
     "internvl2": (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<img><IMG_CONTEXT>*20</img>\n"
@@ -161,16 +161,22 @@ def test_every_turn_of_the_assistant_is_trained(family, photos, compose):
 
 def test_the_tokens_are_those_of_the_template(family, photos, compose):
     choice, processor = family
+    if choice == "llava_next":
+        pytest.skip("its template joins words, which are put apart: see TALKED")
     collator = build_collator(compose(f"model={choice}", *CHAT), processor)
     for item in interleaved(photos):
         ids = collator([item])["input_ids"][0].tolist()
         whole = rendered(processor, item, answer=True)
-        if "llava" in choice and choice != "llava_onevision":
+        prompt = rendered(processor, item, answer=False)
+        assert collator.prompts([item])["input_ids"][0].tolist() == prompt
+        if choice == "llava_onevision":  # a finished turn does not begin as the prompt for one ends
+            assert (ids[: len(prompt)], ids[len(prompt) :]) == (prompt, whole[-len(ids) + len(prompt) :])
+            continue
+        if choice == "llava15":
             assert (ids[:-1], ids[-1]) == (whole[: len(ids) - 1], processor.tokenizer.eos_token_id)
         else:
             assert ids == whole[: len(ids)]
         assert processor.tokenizer.decode(whole[len(ids) :]).strip() == ""
-        assert collator.prompts([item])["input_ids"][0].tolist() == rendered(processor, item, answer=False)
 
 
 def test_lengths_and_batches_are_those_of_the_single_conversations(family, photos, compose):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from vlmexp.evaluation.shared_prefix import shared_answers
 from vlmexp.export.stage import card_prompt
 from vlmexp.main import CONFIG_DIR
 from vlmexp.models.adapter import attach, load_adapter, merged
+from vlmexp.models.ends import end_ids
 from vlmexp.models.export import save_adapter, write_pretrained
 from vlmexp.models.load import ModelSource, load_model, load_processor
 from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS
@@ -147,6 +149,23 @@ def test_the_end_of_a_turn_is_found_without_being_told(family):
     config = dataclasses.replace(family.config, model=dataclasses.replace(family.config.model, end_of_turn=None))
     end_id = build_collator(config, family.processor).end_id
     assert family.processor.tokenizer.convert_ids_to_tokens(end_id) == ENDS[family.choice]
+
+
+# All of them, with what the checkpoint and its tokenizer name beside the chat template's.
+ALL_ENDS = {
+    **dict.fromkeys(("qwen2vl", "qwen25vl", "qwen3vl"), frozenset({"<|im_end|>", "<|endoftext|>"})),
+    "internvl2": {"<|im_end|>", "<|im_start|>"},
+    "gemma3": {"<end_of_turn>", "<eos>"},
+    "idefics3": {"<end_of_utterance>", "<|endoftext|>"},
+    "phi3vision": {"<|end|>", "<|endoftext|>", "</s>"},
+}
+
+
+def test_an_answer_ends_where_the_template_the_tokenizer_or_the_checkpoint_says(family):
+    words, end_id = family.processor.tokenizer, family.collator().end_id
+    ends = end_ids(family.model(), words, end_id)
+    assert set(words.convert_ids_to_tokens(ends)) == ALL_ENDS.get(family.choice, {ENDS[family.choice]})
+    assert end_id in ends
 
 
 def loss(model: Any, batch: dict[str, torch.Tensor], count: int | None = None) -> torch.Tensor:
@@ -399,13 +418,14 @@ def test_questions_on_one_image_are_answered_as_if_alone(family, photos):
     model, collator = family.model(), family.collator()
     lengths = token_lengths(collator, asked, with_answer=False)
     alone = generate_answers(model, collator, asked, lengths, batch_size=1, max_new_tokens=6)
-    shared = shared_answers(model, collator.packed_prompts(asked), 6, [collator.end_id])
+    ends = end_ids(model, family.processor.tokenizer, collator.end_id)
+    shared = shared_answers(model, collator.packed_prompts(asked), 6, ends)
     texts = family.processor.tokenizer.batch_decode(shared, skip_special_tokens=True)
     assert [text.strip() for text in texts] == alone
 
 
 @pytest.mark.parametrize("share_prompts", [True, False])
-def test_a_candidate_has_the_likelihood_that_the_loss_says(family, photos, share_prompts):
+def test_a_candidate_has_the_likelihood_of_its_tokens_and_of_any_end(family, photos, share_prompts):
     if share_prompts and not family.config.model.shared_image_prefix:
         pytest.skip("this family's attention does not allow it: its YAML says why")
     choices = [["yes", "two or 3", "no"], ["red", "is"], ["the circle in the image", "red", "two", "yes"]]
@@ -416,12 +436,17 @@ def test_a_candidate_has_the_likelihood_that_the_loss_says(family, photos, share
     model, collator = family.model(), family.collator()
     lengths = token_lengths(collator, asked, with_answer=False)
     rankings = rank_answers(model, collator, asked, lengths, 3, choices, share_prompts=share_prompts)
+    ends = family.processor.tokenizer.convert_tokens_to_ids(list(ALL_ENDS.get(family.choice, {ENDS[family.choice]})))
     for row, candidates, ranking in zip(asked, choices, rankings, strict=True):
         expected = {}
         for text in candidates:
             batch = collator([dataclasses.replace(row, target=text)])
+            labels = batch.pop("labels")[0]
             with torch.inference_mode():
-                expected[text] = -float(loss(model, batch)) * int((batch["labels"] != -100).sum())
+                spoken = model(**batch).logits[0].double().log_softmax(-1)[:-1]
+            *said, last = (labels[1:] != -100).nonzero()[:, 0].tolist()
+            expected[text] = float(sum(spoken[place, labels[place + 1]] for place in said))
+            expected[text] += math.log(sum(math.exp(spoken[last, end]) for end in ends))
         assert dict(ranking) == pytest.approx(expected, abs=1e-3)
         assert [value for _, value in ranking] == sorted(dict(ranking).values(), reverse=True)
 

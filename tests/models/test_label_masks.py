@@ -28,10 +28,9 @@ ANSWERED = {
         "<|im_start|>assistant\n[y][es][<|im_end|>]"
     ),
     "llava15": ("<s>USER: <image>*4\nAnswer briefly. is it red? ASSISTANT:[ ][y][es][</s>]"),
-    "llava_next": ("<s>USER: <image>*14\nAnswer briefly. is it red? ASSISTANT:[ ][y][es][</s>]"),
+    "llava_next": "<s>[INST] <image>*14\nAnswer briefly. is it red? [/INST][ ][y][es][</s>]",
     "llava_onevision": (
-        "<|im_start|>user \nAnswer briefly.<image>*14\nis it red?<|im_end|><|im_start|>assistant [\n"
-        "][y][es][<|im_end|>]"
+        "<|im_start|>user \nAnswer briefly.<image>*14\nis it red?<|im_end|><|im_start|>assistant\n[y][es][<|im_end|>]"
     ),
     "internvl2": (
         "<|im_start|>user\nAnswer briefly.<img><IMG_CONTEXT>*20</img>\nis it red?<|im_end|>\n"

@@ -223,6 +223,51 @@ def test_one_forward_pass_finds_what_no_file_tells(folder, make_collator, draw):
         check_forward("some/model", model, processor, prompts)
 
 
+def test_a_placeholder_that_the_processor_replaces_needs_no_embedding(folder, make_collator, draw, monkeypatch):
+    """As InternVL's `<video>`, of which only frames reach the model; one that the model looks for does reach it."""
+    source, prompts = ModelSource(str(folder)), make_collator().prompts([example("red?", "yes", draw("red"))])
+    processor, model = load_processor(source, pytest.fail), load_model(source, pytest.fail)
+    rows = len(model.get_input_embeddings().weight)
+    processor.tokenizer.add_tokens([f"<new-{number}>" for number in range(rows - len(processor.tokenizer))])
+    processor.tokenizer.add_tokens(["<clip>"], special_tokens=True)
+    assert processor.tokenizer.convert_tokens_to_ids("<clip>") == rows
+    with pytest.raises(UserError, match=r"has ids up to 1024, and Qwen2VL.* has embeddings for 1024 tokens"):
+        check_forward("some/model", model, processor, prompts)
+    monkeypatch.setattr(processor, "video_token", "<clip>")
+    check_forward("some/model", model, processor, prompts)
+    monkeypatch.setattr(model.config, "video_token_id", rows)
+    with pytest.raises(UserError, match="has ids up to 1024"):
+        check_forward("some/model", model, processor, prompts)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "named"),
+    [
+        ("image_processor", "image_processor_type", "OldImageProcessor"),
+        ("video_processor", "video_processor_type", "OldVideoProcessorFast"),
+        (None, "processor_class", "OldProcessor"),
+    ],
+)
+def test_a_class_of_an_older_transformers(folder, part, field, named):
+    path = folder / "processor_config.json"
+    edit(path, lambda content: (content[part] if part else content).update({field: named}))
+    said = said_by_check(folder)
+    assert f"{field} in its processor_config.json is {named}, which transformers 5." in said
+    assert "give a copy of its folder without that field" in said
+    edit(path, lambda content: (content[part] if part else content).pop(field))
+    check_model(ModelSource(str(folder)), pytest.fail)
+
+
+def test_a_class_of_the_checkpoints_own_code_is_not_taken_for_an_old_one(folder):
+    auto = {"AutoImageProcessor": "code.MyImageProcessor"}
+    edit(
+        folder / "processor_config.json",
+        lambda content: content["image_processor"].update(image_processor_type="MyImageProcessor", auto_map=auto),
+    )
+    (folder / "tokenizer.json").write_text("{}")
+    assert "MyImageProcessor" not in said_by_check(folder)
+
+
 def test_placeholders_that_do_not_match_the_vision_tower(folder, make_collator, draw, processor, model):
     batch = make_collator().prompts([example("red?", "yes", draw("red"))])
     one_less = batch["input_ids"].clone()

@@ -13,7 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from vlmexp.collator.batch import Collator
 from vlmexp.data.example import Example
 from vlmexp.evaluation.batches import AHEAD, answer_in_batches, by_image, by_length, share_of
-from vlmexp.evaluation.shared_prefix import on_device, shared_answers
+from vlmexp.evaluation.shared_prefix import on_device, shared_answers, until_end
+from vlmexp.models.ends import end_ids
 
 # A checkpoint's own generation_config.json fills in what is not said here; Qwen2-VL's, for one, penalises repetition.
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
@@ -68,7 +69,8 @@ def generate_answers(
             inputs = {name: on_device(value, model) for name, value in inputs.items()}
             with _seeded(seed + batch[0]) if config.do_sample else contextlib.nullcontext():
                 output = model.generate(**inputs, generation_config=config)
-            tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
+            said = output[:, inputs["input_ids"].shape[1] :].tolist()
+            tokens = [until_end(ids, ends) for ids in said]  # an end need not be a token that decoding skips
         return [collator.template.control.said(tokenizer, ids) for ids in tokens]
 
     batches = by_image(examples, lengths, batch_size) if share_images else by_length(lengths, batch_size)
@@ -85,7 +87,4 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _end_ids(model: PreTrainedModel, collator: Collator) -> list[int]:
-    """Every token that ends an answer: the collator's and those of the checkpoint."""
-    known = getattr(model.generation_config, "eos_token_id", None)
-    ends = known if isinstance(known, list) else [] if known is None else [known]
-    return sorted({*ends, collator.end_id} - {None})
+    return end_ids(model, collator.processor.tokenizer, collator.end_id)

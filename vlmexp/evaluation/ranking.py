@@ -1,8 +1,8 @@
 """Answers from a closed set: the candidate to which the model gives the highest likelihood.
 
-The likelihood of a candidate is that of its tokens and of the end of the turn behind the prompt: the probability that
-the model says this and nothing more. Prompts are read once and all candidates in the same passes behind them; a model
-that allows no such masks reads every prompt with every candidate.
+The likelihood of a candidate is that of its tokens and of an end behind the prompt: the probability that the model says
+this and nothing more, by whichever of the tokens that end an answer. Prompts are read once and all candidates in the
+same passes behind them; a model that allows no such masks reads every prompt with every candidate.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vlmexp.collator.batch import Collator, Masking
 from vlmexp.data.example import Example
 from vlmexp.evaluation.batches import AHEAD, answer_in_batches, by_image, by_length, share_of
 from vlmexp.evaluation.shared_prefix import Prefill, Prompts, mask_of, on_device, prefill
+from vlmexp.models.ends import end_ids
 
 PASS_TOKENS = 512  # candidates' tokens in one pass: each costs logits over the whole vocabulary
 Ranking = list[tuple[str, float]]  # candidates with their log-likelihoods in nats, the likeliest first
@@ -60,6 +61,7 @@ def rank_answers(
             asked here gets an empty list.
     """
     plain = dataclasses.replace(collator, masking=Masking(prompt=True), share_images=False)
+    ends = end_ids(model, collator.processor.tokenizer, collator.end_id)
     known: dict[str, list[int]] = {}
 
     def tokens_of(example: Example, choice: str) -> list[int]:
@@ -79,9 +81,9 @@ def rank_answers(
     def answer(batch: list[int], prepared: tuple[Any, list[list[list[int]]]]) -> list[Ranking]:
         inputs, tokens = prepared
         if share_prompts:
-            scores = shared_log_likelihoods(model, inputs, tokens)
+            scores = shared_log_likelihoods(model, inputs, tokens, ends)
         else:
-            flat = (value for part in inputs for value in separate_log_likelihoods(model, part))
+            flat = (value for part in inputs for value in separate_log_likelihoods(model, part, ends))
             scores = [[next(flat) for _ in candidates] for candidates in tokens]
         return [
             _ranked(choices[index], values, [len(ids) if per_token else 1 for ids in candidates])
@@ -103,9 +105,9 @@ def _ranked(choices: Sequence[str], values: Sequence[float], divisors: Sequence[
 
 @torch.inference_mode()
 def shared_log_likelihoods(
-    model: Any, prompts: Prompts, candidates: Sequence[Sequence[list[int]]]
+    model: Any, prompts: Prompts, candidates: Sequence[Sequence[list[int]]], ends: Sequence[int]
 ) -> list[list[float]]:
-    """Log-likelihood of each example's candidates (token ids, the end of the turn included)."""
+    """Log-likelihood of each example's candidates (token ids, the last of them any of the `ends`)."""
     batch, places = prompts
     read = prefill(model, batch)
     rows: list[list[Candidate]] = [[] for _ in range(len(read.branch))]
@@ -113,23 +115,32 @@ def shared_log_likelihoods(
     for (row, place), options in zip(places, candidates, strict=True):
         where.append([(row, len(rows[row]) + number) for number in range(len(options))])
         rows[row] += [Candidate(place, tokens) for tokens in options]
-    sums = [_first_tokens(read, number, row) for number, row in enumerate(rows)]
+    sums = [_first_tokens(read, number, row, ends) for number, row in enumerate(rows)]
     for start, parts in _passes(rows, PASS_TOKENS // len(rows)):
-        for row, values in enumerate(_further_tokens(model, read, parts)):
+        for row, values in enumerate(_further_tokens(model, read, parts, ends)):
             for number, value in enumerate(values, start=start[row]):
                 sums[row][number] += value
     return [[sums[row][number] for row, number in options] for options in where]
 
 
-def _first_tokens(read: Prefill, number: int, row: Sequence[Candidate]) -> list[float]:
+def _first_tokens(read: Prefill, number: int, row: Sequence[Candidate], ends: Sequence[int]) -> list[float]:
     """Log-likelihood of the first token of each candidate in a row."""
     if not row:
         return []
-    logits = read.logits[number].float()
+    logits = read.logits[number]
     places = torch.tensor([candidate.place - 1 for candidate in row], device=logits.device)
     tokens = torch.tensor([candidate.tokens[0] for candidate in row], device=logits.device)
-    values: list[float] = (logits[places, tokens] - logits.logsumexp(-1)[places]).double().tolist()
+    values: list[float] = _log_likelihoods(logits[places], tokens, ends).double().tolist()
     return values
+
+
+def _log_likelihoods(logits: torch.Tensor, tokens: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+    """Log-likelihood of each token by logits [..., vocabulary]; one of `ends` stands for all of them."""
+    logits = logits.float()
+    single = logits.gather(-1, tokens[..., None])[..., 0]
+    any_end = logits[..., list(ends)].logsumexp(-1)
+    is_end = torch.isin(tokens, torch.tensor(list(ends), device=tokens.device))
+    return torch.where(is_end, any_end, single) - logits.logsumexp(-1)
 
 
 def _passes(rows: Sequence[Sequence[Candidate]], limit: int) -> Iterator[tuple[list[int], list[Sequence[Candidate]]]]:
@@ -147,7 +158,9 @@ def _passes(rows: Sequence[Sequence[Candidate]], limit: int) -> Iterator[tuple[l
         yield [start for start, _ in bounds], [row[a:b] for row, (a, b) in zip(rows, bounds, strict=True)]
 
 
-def _further_tokens(model: Any, read: Prefill, rows: Sequence[Sequence[Candidate]]) -> list[list[float]]:
+def _further_tokens(
+    model: Any, read: Prefill, rows: Sequence[Sequence[Candidate]], ends: Sequence[int]
+) -> list[list[float]]:
     """Log-likelihood of all tokens but the first of each candidate, in one pass that leaves the cache as it was."""
     lengths = [[len(candidate.tokens) - 1 for candidate in row] for row in rows]
     width = max(map(sum, lengths))
@@ -169,7 +182,7 @@ def _further_tokens(model: Any, read: Prefill, rows: Sequence[Sequence[Candidate
         use_cache=True,
     ).logits
     read.cache.crop(-width)
-    values = logits.gather(-1, targets[..., None])[..., 0].float() - logits.float().logsumexp(-1)
+    values = _log_likelihoods(logits, targets, ends)
     per_row = [torch.split(row, [*parts, width - sum(parts)]) for row, parts in zip(values, lengths, strict=True)]
     return [[float(part.double().sum()) for part in parts[:-1]] for parts in per_row]
 
@@ -184,8 +197,8 @@ def _flat(row: Sequence[Candidate], width: int) -> list[tuple[int, int, int, int
 
 
 @torch.inference_mode()
-def separate_log_likelihoods(model: Any, batch: dict[str, torch.Tensor]) -> list[float]:
-    """Log-likelihood of the labelled tokens of each row of a training batch, [rows, tokens]."""
+def separate_log_likelihoods(model: Any, batch: dict[str, torch.Tensor], ends: Sequence[int]) -> list[float]:
+    """Log-likelihood of the labelled tokens of each row of a training batch, [rows, tokens]; see `_log_likelihoods`."""
     inputs = {name: on_device(value, model) for name, value in batch.items()}
     targets = inputs.pop("labels")[:, 1:]
     keep = (targets != Masking.ignore_index).any(0).nonzero()[:, 0]
@@ -196,6 +209,6 @@ def separate_log_likelihoods(model: Any, batch: dict[str, torch.Tensor]) -> list
         logits = model(**inputs).logits[:, keep]
     targets = targets[:, keep]
     answer = targets != Masking.ignore_index
-    values = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0].float() - logits.float().logsumexp(-1)
+    values = _log_likelihoods(logits, targets.clamp(min=0), ends)
     sums: list[float] = torch.where(answer, values, 0.0).double().sum(1).tolist()
     return sums

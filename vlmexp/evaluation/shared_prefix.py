@@ -90,10 +90,11 @@ def shared_answers(model: Any, prompts: Prompts, max_new_tokens: int, end_ids: C
         answers.append(said)
         done = done | torch.isin(said, ends)
     spoken = torch.stack(answers, dim=-1).tolist()
-    return [_until_end(spoken[row][place - 1], end_ids) for row, place in places]
+    return [until_end(spoken[row][place - 1], end_ids) for row, place in places]
 
 
-def _until_end(ids: list[int], end_ids: Collection[int]) -> list[int]:
+def until_end(ids: list[int], end_ids: Collection[int]) -> list[int]:
+    """The tokens before the first that ends an answer."""
     return ids[: next((index for index, token in enumerate(ids) if token in end_ids), len(ids))]
 
 

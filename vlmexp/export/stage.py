@@ -119,7 +119,7 @@ def _export(config: Config, run: Run) -> None:
         stored_form_of = "merged"
     if on_quantized is not None:
         parity.add("quantised base", on_quantized, QUANTIZED_TOLERANCE)
-    end_answers_with(model, collator.end_id)
+    end_answers_with(model, processor.tokenizer, collator.end_id)
     tied = tied_embeddings(model)
     with new_folder(run.path("deployment_model")) as folder:
         takes = f"the merged model takes about {size(weight_bytes(model.parameters()))}"

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -20,6 +21,7 @@ from transformers import (
 
 from vlmexp.errors import UserError
 from vlmexp.files import new_folder, read_json, write_json
+from vlmexp.models.ends import end_ids
 from vlmexp.models.load import EMBEDDED, ModelSource, Note, load_processor
 from vlmexp.storage import writing
 
@@ -77,12 +79,9 @@ def weight_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def end_answers_with(model: PreTrainedModel, end_id: int | None) -> None:
-    """Let `generate` stop at the token that the model was trained to end an answer with."""
-    known = model.generation_config.eos_token_id
-    ends = known if isinstance(known, list) else [] if known is None else [known]
-    if end_id not in ends:
-        model.generation_config.eos_token_id = [*ends, end_id]
+def end_answers_with(model: PreTrainedModel, tokenizer: Any, end_id: int | None) -> None:
+    """Let `generate` stop where the evaluation does, the end that the model was trained to say included."""
+    model.generation_config.eos_token_id = end_ids(model, tokenizer, end_id)
 
 
 def stored_source(folder: Path, source: ModelSource) -> ModelSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -21,6 +22,10 @@ SHARED_SIZES = {
     "temporal_patch_size": "temporal_patch_size",
     "merge_size": "spatial_merge_size",
 }
+# Attributes of a processor or a tokenizer: a token that stands for a medium in a text; the same of a model's
+# configuration: a token in whose place the model puts a medium.
+PLACEHOLDERS = ("image_token", "video_token")
+PLACES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
 def check_type(model_id: str, config: Mapping[str, Any], trust_remote_code: bool) -> None:
@@ -153,13 +158,13 @@ def check_forward(
     """Run the model once on a batch of prompts, as the collator makes them, before hours are spent on many.
 
     Raises:
-        UserError: the tokenizer has tokens that the model has no embedding for; the model refuses the batch; its
-            logits are not finite.
+        UserError: tokens can reach the model that it has no embedding for; the model refuses the batch; its logits are
+            not finite.
     """
     name, embeddings = type(model).__name__, model.get_input_embeddings()
     assert isinstance(embeddings.weight, torch.Tensor)
     rows = len(embeddings.weight)
-    largest = max(max(processor.tokenizer.get_vocab().values()), int(batch["input_ids"].max()))
+    largest = max(_ids_of_texts(processor, model.config) | {int(batch["input_ids"].max())})
     if largest >= rows:  # on a GPU an assertion that names nothing and ends the process
         raise UserError(
             f"model.id={model_id}: the tokenizer has ids up to {largest}, and {name} has embeddings for {rows} tokens. "
@@ -168,7 +173,9 @@ def check_forward(
     try:
         with torch.inference_mode():
             inputs = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in batch.items()}
-            logits = model(**inputs).logits
+            # Logits of thousands of image tokens over a large vocabulary would take gigabytes.
+            last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+            logits = model(**inputs, **last).logits
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
@@ -181,3 +188,15 @@ def check_forward(
             f"model.id={model_id}: the logits of {name} in {str(model.dtype).removeprefix('torch.')} are not finite. "
             "Are the weights damaged, or does it need model.dtype=bfloat16 or float32?"
         )
+
+
+def _ids_of_texts(processor: ProcessorMixin, config: PreTrainedConfig) -> set[int]:
+    """Ids of the tokens that can reach the model.
+
+    A processor may replace a placeholder by tokens of another name, as InternVL's does with `<video>`: such a
+    placeholder never reaches the model, whose configuration does not know it, and needs no embedding.
+    """
+    vocabulary, owners = processor.tokenizer.get_vocab(), (processor, processor.tokenizer)
+    marks = {vocabulary.get(getattr(owner, name, None)) for owner in owners for name in PLACEHOLDERS}
+    replaced = marks - {_number(config, name) for name in PLACES}
+    return {token for token in vocabulary.values() if token not in replaced}

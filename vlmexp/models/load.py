@@ -20,6 +20,7 @@ from vlmexp.models import checkpoint
 from vlmexp.models.fit import check_class, check_processor, check_type, check_weight_names
 from vlmexp.models.load_errors import LOADING_ERRORS, loading_error
 from vlmexp.models.modules import DEFAULT_PATTERNS, ModulePatterns
+from vlmexp.models.processor_files import lost_class
 from vlmexp.models.quantization import keep_trainable, quantization_config
 
 EMBEDDED = "vlmexp:"  # prefix of the ids of checkpoints that the package ships
@@ -94,14 +95,20 @@ def load_processor(source: ModelSource, note: Note) -> ProcessorMixin:
     """The processor of a checkpoint.
 
     Raises:
-        UserError: the checkpoint cannot be reached or has no processor.
+        UserError: the checkpoint cannot be reached, has no processor, or names a class that there is no more.
     """
     loader = _class(source.processor_class, source.import_path, PROCESSOR_AUTO, "model.processor_class", note)
-    with _sentences(source, loader):
-        processor = loader.from_pretrained(source.location, **_origin(source), **source.processor_kwargs)
-    if not isinstance(processor, ProcessorMixin):
-        raise UserError(f"model.id={source.id} has a {type(processor).__name__} and no processor for images and text.")
-    return processor
+    try:
+        with _sentences(source, loader):
+            processor = loader.from_pretrained(source.location, **_origin(source), **source.processor_kwargs)
+        if isinstance(processor, ProcessorMixin):
+            return processor
+    except UserError:
+        if lost := lost_class(source.id, source.location, source.revision):
+            raise UserError(lost) from None
+        raise
+    found = f"model.id={source.id} has a {type(processor).__name__} and no processor for images and text."
+    raise UserError(lost_class(source.id, source.location, source.revision) or found)
 
 
 def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedModel:
