@@ -89,7 +89,7 @@ class Dataset:
     train_answer: str = "most_common"  # most_common | sampled: which of several answers to train on
     metadata: list[str] = field(default_factory=list)  # columns kept beside each prediction and reported per value
     metrics: list[str] = field(default_factory=lambda: ["vqa_accuracy", "exact_match", "bleu", "rouge"])
-    max_new_tokens: int = 16
+    max_new_tokens: int | None = None  # null: what the accepted answers need
 
 
 @dataclass

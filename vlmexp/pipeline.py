@@ -6,6 +6,7 @@ from typing import Any
 
 from vlmexp.config import Config
 from vlmexp.data.stage import download
+from vlmexp.evaluation.answers import check_decoding
 from vlmexp.evaluation.stage import BASE, FINETUNED, score_base, score_finetuned
 from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.files import read_json
@@ -21,7 +22,8 @@ def pipeline(config: Config, run: Run) -> dict[str, Any]:
     """All four stages in a row, then what was gained. A stage that this run has finished is not repeated."""
     check_training(config, run)
     check_export(config)
-    check_model(model_source(config), run.note_fallback)  # a wrong id shows before the data are made
+    processor = check_model(model_source(config), run.note_fallback)  # a wrong id shows before the data are made
+    check_decoding(config, processor)
     download(config, run)
     with tracked(config, run):
         score_base(config, run)

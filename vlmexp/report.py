@@ -25,6 +25,7 @@ LABELS = {
 }
 LOSSES = ("eval_loss", "loss")
 UNBOUNDED = ("cider", *LOSSES)  # never in percent
+NONE = "\N{EN DASH}"  # where there is no value
 BLIND_LABELS = {"shuffle": "other images", "blank": "white images"}
 
 
@@ -41,7 +42,24 @@ def is_share(metric: str | None, values: Iterable[float | None]) -> bool:
 
 def shown_score(value: float | None, share: bool) -> str:
     """A share in percent, anything else as it is."""
-    return "-" if value is None else f"{100 * value:.2f} %" if share else f"{value:.4g}"
+    return NONE if value is None else f"{100 * value:.2f} %" if share else f"{value:.4g}"
+
+
+def told_answers(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What has to be known beside the scores: values that texts so short do not have, and answers that were cut.
+
+    Args:
+        columns: evaluation name -> the content of its *_evaluation.json.
+    """
+    undefined = dict.fromkeys(item for result in columns.values() for item in result.get("undefined", {}).items())
+    told = [f"{LABELS.get(metric, metric)} {NONE}: {reason}" for metric, reason in undefined]
+    for name, result in columns.items():
+        blind = result.get("blind") or {}
+        for part, found in ((name, result), (BLIND_LABELS.get(blind.get("images", "")), blind)):
+            if cut := found.get("cut"):
+                limit = result["generation"]["max_new_tokens"]
+                told.append(f"{part}: {cut:,} of {found['n']:,} answers were cut at {limit:,} tokens, without an end")
+    return told
 
 
 def print_paths(paths: Mapping[str, Path]) -> None:
@@ -56,6 +74,7 @@ def print_scores(columns: Mapping[str, Mapping[str, Any]], title: str) -> None:
 
     Below the main metric stand its values for each value of the first metadata column, such as the answer type. An
     evaluation that was repeated with images that do not belong to the questions shows those values in a column more.
+    Below the table stands what `told_answers` tells.
 
     Args:
         columns: evaluation name -> the content of its *_evaluation.json.
@@ -78,7 +97,7 @@ def print_scores(columns: Mapping[str, Mapping[str, Any]], title: str) -> None:
         if len(values) == 2:
             before, after = values
             gain = None if before is None or after is None else after - before
-            cells.append("-" if gain is None else f"{100 * gain:+.2f}" if share else f"{gain:+.4g}")
+            cells.append(NONE if gain is None else f"{100 * gain:+.2f}" if share else f"{gain:+.4g}")
         else:
             cells.append(" - ".join(f"{100 * end:.2f}" if share else f"{end:.4g}" for end in interval))
         if blind:
@@ -86,6 +105,8 @@ def print_scores(columns: Mapping[str, Mapping[str, Any]], title: str) -> None:
         table.add_row(Text(label), f"{n:,}", *cells)
     console = Console()
     console.print(table)
+    for line in told_answers(columns):
+        console.print(f"  {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
     for sentence in duplicates_in_words(columns):
         console.print(Text(sentence))
 

@@ -9,12 +9,13 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from tests.comparison.synthetic import make_run
+from tests.comparison.synthetic import make_run, prediction, write_evaluation
 from tests.comparison.test_rows import rows_of
 from vlmexp.comparison.rows import Score, group_seeds, sort_rows, varying
 from vlmexp.comparison.sheets import Sheet, render
 from vlmexp.comparison.table import duration, full_sheet, interval, print_leaderboard, short_sheet, shorten
 from vlmexp.files import read_json, write_json
+from vlmexp.report import NONE
 from vlmexp.runs import NOT_IN_KEY
 
 
@@ -47,6 +48,25 @@ def test_80_columns_hold_what_matters(zoo):
     assert "! other data: other" in lines
     assert "! n is 5, not 10: other" in lines
     assert "Not shown for want of width" in "\n".join(lines)
+
+
+def test_cut_answers_and_missing_values_are_told(tmp_path):
+    rows = [prediction(number, True) for number in range(10)]
+    undefined = {"metrics": {"vqa_accuracy": 1.0, "bleu": None}, "undefined": {"bleu": "fewer than four words"}}
+    for name, cut in (("a", 3), ("b", 0), ("c", None)):
+        run = make_run(tmp_path / name, {"seed": ord(name)}, [])
+        write_evaluation(run, "finetuned", rows, **({} if cut is None else {"cut": cut}), **undefined)
+    lines = printed(tmp_path, 120)
+    assert "Answers that were cut at evaluation.max_new_tokens, without an end: a (3 of 10)" in lines
+    assert "cut %" in "\n".join(lines)
+    assert "30.0" in line_of(lines, "a ")
+    assert "3 of 10 answers cut" in "\n".join(lines)
+    assert f"{NONE}: fewer than four words" in "\n".join(printed(tmp_path, 120, metric="bleu"))
+    sheet = full_sheet(sort_rows(rows_of(tmp_path), "vqa_accuracy"), [], "vqa_accuracy", "title")
+    assert {row["run"]: row["cut"] for row in sheet.rows} == {"a": 3, "b": 0, "c": None}
+    assert "cut %" not in "\n".join(line for line in printed(tmp_path / "b", 120))
+    seeds = group_seeds(rows_of(tmp_path), NOT_IN_KEY)
+    assert [(row.cut, len(row.members)) for row in seeds] == [((3, 20), 3)]  # of the two that count them
 
 
 def test_long_names_and_values_are_shortened(tmp_path):

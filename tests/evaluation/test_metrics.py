@@ -220,6 +220,7 @@ def test_the_evaluate_module_gives_the_same(name):
     found = module(name).compute(predictions=PREDICTIONS, references=ANSWERS)
     if name == "bleu":
         assert found == {"bleu": corpus_bleu(PREDICTIONS, ANSWERS)}
+        assert module("bleu").compute(predictions=["yes"], references=[["yes"]]) == {"bleu": None}
         return
     values = [METRICS[name](p, a) for p, a in zip(PREDICTIONS, ANSWERS, strict=True)]
     rows = [value if isinstance(value, dict) else {name: value} for value in values]
@@ -315,6 +316,41 @@ def test_a_prediction_without_an_answer_is_wrong():
     assert corpus_bleu(["x"], [[]]) == corpus_bleu([], []) == 0.0
     _, summary = summarise(["yes", "x"], [["yes"], []], [{}] * 2, [*METRICS, "cider"])
     assert summary["metrics"]["vqa_accuracy"] == summary["metrics"]["rouge1"] == summary["metrics"]["anls"] == 0.5
+
+
+NEITHER = {"bleu": "fewer than four words", "rouge2": "fewer than two words"}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "answers", "undefined"),
+    [
+        (["yes", "a red car on it"], [["yes"], ["red"]], NEITHER),
+        (["yes", "red car"], [["yes"], ["red car"]], {"bleu": "fewer than four words"}),
+        (["yes", "red car"], [["yes"], ["a red car left"]], {"bleu": "predictions of fewer than four words"}),
+        (["", ""], [["yes"], ["a red car left"]], {"bleu": "predictions of fewer than four words"}),
+        (["red car on it", "x"], [["yes"], ["a red car left"]], {}),
+        (["红色的车", "x"], [["红色汽车"], ["红"]], {}),  # four characters are four words
+        (["빨간 차", "x"], [["빨간 차"], ["차"]], {"bleu": "fewer than four words"}),
+        (["yes"], [[]], NEITHER),
+    ],
+)  # fmt: skip
+def test_what_short_texts_cannot_have_is_no_number(predictions, answers, undefined):
+    kinds = [{"kind": str(index)} for index in range(len(answers))]
+    _, summary = summarise(predictions, answers, kinds, ["exact_match", "bleu", "rouge"])
+    assert summary.get("undefined", {}) == undefined
+    assert {name for name, value in summary["metrics"].items() if value is None} == undefined.keys()
+    assert summary["intervals"].keys() == {"exact_match", "rouge1", "rouge2", "rougeL"} - undefined.keys()
+    first = summary["by"]["kind"]["0"]
+    assert (first["metrics"]["bleu"] is None) == ("bleu" in first["undefined"] if "undefined" in first else False)
+    json.dumps(summary, allow_nan=False)
+
+
+def test_only_the_official_values_can_be_missing():
+    own = "tests.evaluation.odd_metrics.by_kind"  # gives a value named bleu
+    _, summary = summarise(["yes"], [["yes"]], [{}], [own])
+    assert summary["metrics"]["bleu"] is not None
+    assert "undefined" not in summary
+    assert "bleu_tokenizer" not in summary
 
 
 def test_an_unknown_evaluate_module_is_named():

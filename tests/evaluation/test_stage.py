@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Disk, cli_environment
+from vlmexp.config import Config
 from vlmexp.errors import UserError
+from vlmexp.evaluation.answers import identity_of
 from vlmexp.evaluation.stage import FINETUNED, eval_base, evaluate_model
 from vlmexp.files import read_json, read_jsonl, write_jsonl
 from vlmexp.interruption import Preempted
@@ -238,6 +240,57 @@ def test_few_answers_a_question_are_told_once(evaluate_finetuned, draw):
     assert len(notes) == 1
     assert "2 of 4 questions have 2 to 9 answers" in notes[0]
     assert "equals all of 2 answers gets 33 %" in notes[0]
+
+
+@pytest.fixture
+def described(draw, tmp_path) -> list[str]:
+    """Options of data whose longest answers take 24 tokens: 21 words, two of which are spelled in two, and an end."""
+    words = "red circle on the left side of a big white image".split()
+    for split, lengths in (("train", (1, 21)), ("test", (2, 4))):
+        rows = [
+            {"image": str(draw("red")), "question": f"{k}?", "answer": ["a", " ".join((words * 2)[:length])]}
+            for k, length in enumerate(lengths)
+        ]
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    return ["dataset=files", *(f"dataset.options.{split}={tmp_path}/{split}.jsonl" for split in ("train", "test"))]
+
+
+def test_answers_are_as_long_as_the_longest_accepted_one(compose, described, tmp_path):
+    def generation(folder: str, *overrides: str) -> dict:
+        config = compose("stage=eval_base", *described, *overrides)
+        with Run.open(tmp_path / folder, config, []) as run:
+            eval_base(config, run)
+        return stored(tmp_path / folder)[0]["generation"]
+
+    assert generation("found") == {
+        "max_new_tokens": 32, "do_sample": False,
+        "max_new_tokens_from": "the longest accepted answer of test and train takes 24 tokens",
+    }  # fmt: skip
+    assert generation("least", "evaluation.generation.min_new_tokens=33")["max_new_tokens"] == 33
+    assert generation("set", "dataset.max_new_tokens=3") == {
+        "max_new_tokens": 3, "do_sample": False, "max_new_tokens_from": "dataset.max_new_tokens",
+    }  # fmt: skip
+    result, rows = stored(tmp_path / "set")
+    assert result["cut"] == 2
+    assert [row["cut"] for row in rows] == [True, True]
+    assert not any("cut" in row for row in stored(tmp_path / "found")[1])
+    assert stored(tmp_path / "found")[0]["cut"] == 0
+
+
+def test_answers_of_another_length_are_not_taken_from_disk(model):
+    config = Config()
+    one, other = (identity_of(config, model, ["weights"], "data", tokens) for tokens in (16, 30))
+    assert one != other
+
+
+def test_options_that_cannot_be_are_refused_before_weights_are_read(compose, tmp_path, monkeypatch):
+    config = compose(*JOB, "evaluation.generation.temperature=0.7")
+    monkeypatch.setattr("vlmexp.evaluation.stage.load_model", pytest.fail)
+    with (
+        Run.open(tmp_path / "run", config, []) as run,
+        pytest.raises(UserError, match=r"changes nothing without evaluation\.generation\.do_sample=true"),
+    ):
+        eval_base(config, run)
 
 
 @pytest.mark.slow

@@ -58,7 +58,11 @@ def test_a_point_of_a_sweep_with_its_evaluations(small, tmp_path):
     assert first.history[0].keys() >= {"train/tokens_per_s", "train/data_wait", "train/grad_norm"}
 
     result = read_json(point / "evaluation" / "finetuned_vlm_model_evaluation.json")
+    assert second.summary["finetuned/cut"] == result["cut"]
     for name, value in result["metrics"].items():
+        if value is None:  # BLEU of single words
+            assert f"finetuned/{name}" not in second.summary
+            continue
         assert second.summary[f"finetuned/{name}"] == value
         assert second.summary[f"finetuned_blind/{name}"] == result["blind"]["metrics"][name]
     assert second.summary["finetuned/n"] == result["n"] == 16

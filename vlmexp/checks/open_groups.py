@@ -55,11 +55,29 @@ RESERVED_MODEL_KWARGS = {
 GENERATION_CONFIG = ("transformers", "generation/configuration_utils.py", "GenerationConfig")
 RESERVED_GENERATION = {
     "max_new_tokens": "evaluation.max_new_tokens",
+    "max_length": "evaluation.max_new_tokens",
+    "min_length": "evaluation.generation.min_new_tokens, which does not count the prompt,",
     "eos_token_id": "model.end_of_turn",
     "pad_token_id": "the tokenizer's own",
     "num_return_sequences": "one answer to each question",
-    "return_dict_in_generate": "plain answers",
+    **dict.fromkeys(
+        ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
+        "plain answers",
+    ),
 }
+# What `generate` takes and what changes nothing where a prompt is continued.
+IDLE_GENERATION = (
+    "bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "is_assistant", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind",
+    "assistant_ensemble_weight", "speculation_type",
+)  # fmt: skip
+# What transformers has moved to code on the Hub.
+MOVED_GENERATION = (
+    "low_memory", "penalty_alpha", "dola_layers", "diversity_penalty", "num_beam_groups", "constraints",
+    "force_words_ids",
+)  # fmt: skip
+SHARES_GENERATION = ("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+LEAST_GENERATION = {"num_beams": 1, "top_k": 0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
 QUANTIZED_TYPES = ("nf4", "fp4")
 
 
@@ -87,7 +105,23 @@ def _check_generation(config: Config) -> None:
     for name, value in config.evaluation.generation.items():
         if name in RESERVED_GENERATION:
             raise UserError(f"evaluation.generation.{name}: use {RESERVED_GENERATION[name]} instead.")
-        check_name(f"evaluation.generation.{name}={value}", name, popped_names(*GENERATION_CONFIG), "GenerationConfig")
+        if name in IDLE_GENERATION:
+            raise UserError(f"evaluation.generation.{name}={value} changes no answer to a prompt: leave it out.")
+        if name in MOVED_GENERATION:
+            raise UserError(
+                f"evaluation.generation.{name}={value} is code of the Hub since transformers 5, which is not run: "
+                "leave it out."
+            )
+        known = {known for known in popped_names(*GENERATION_CONFIG) if not known.startswith("_")}
+        known -= {"transformers_version", *IDLE_GENERATION, *MOVED_GENERATION, *RESERVED_GENERATION}
+        check_name(f"evaluation.generation.{name}={value}", name, known, "GenerationConfig")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is None:
+            continue
+        if name in SHARES_GENERATION and not (is_number and 0 <= value <= 1):
+            raise UserError(f"evaluation.generation.{name}={value} must be at least 0 and at most 1.")
+        if name in LEAST_GENERATION and not (is_number and value >= LEAST_GENERATION[name]):
+            raise UserError(f"evaluation.generation.{name}={value} must be at least {LEAST_GENERATION[name]}.")
 
 
 def _check_train(config: Config) -> None:

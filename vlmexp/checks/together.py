@@ -26,7 +26,7 @@ EVALUATIONS = ("finetuned", "base")
 FORMATS = ("table", "md", "csv", "json")
 _KINDS = {"image": "image", "video": "video", "answer": "answers", "choices": "answers", "messages": "turns"}
 # What a line of *_predictions.jsonl has of its own, beside the roles of the question.
-PREDICTION = ("id", "images", "videos", "question", "answers", "prediction", "ranking", "scores")
+PREDICTION = ("id", "images", "videos", "question", "answers", "prediction", "cut", "ranking", "scores")
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)
 

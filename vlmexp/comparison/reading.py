@@ -29,7 +29,7 @@ RECORD = {
 }  # fmt: skip
 EVALUATION = {
     "n": int, "metrics": dict, "intervals": dict, "main_metric": str, "by": dict, "split": str, "sample": str,
-    "data_fingerprint": str,
+    "data_fingerprint": str, "cut": int, "undefined": dict,
 }  # fmt: skip
 UNFINISHED = ("failed", "lost", "broken", "preempted", "pending", "running")
 WITHOUT_RESULT = ("preview",)  # stages of run directories that there is nothing to compare in

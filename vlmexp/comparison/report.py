@@ -132,6 +132,8 @@ def _run(row: Row, metric: str | None, evaluation: str, options: Sequence[str]) 
         "seconds": row.seconds,
         "rate": row.samples_per_s,
         "memory": row.memory_gib,
+        "cut": row.cut[0] if row.cut[1] else None,
+        "undefined": {name: str(reason) for name, reason in row.undefined.items()},
         "by": _by(run, metric, evaluation),
         "curves": {name: curve for name in _curve_names(run) if (curve := _curve(run, name))},
         "test": None,

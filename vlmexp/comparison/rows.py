@@ -43,6 +43,8 @@ class Row:
         name: the shortest end of the directory's path that no other run has.
         scores: of the chosen evaluation, the main metric first; training losses last.
         base: scores of the model before fine-tuning.
+        undefined: metric -> why it has no value in this evaluation.
+        cut: how many answers came to the limit of their length without an end, and of how many.
         marks: why this row cannot simply be compared with the others.
     """
 
@@ -53,6 +55,8 @@ class Row:
     seconds: float | None
     samples_per_s: float | None
     memory_gib: float | None
+    undefined: Mapping[str, Any] = field(default_factory=dict)
+    cut: tuple[int, int] = (0, 0)
     marks: list[str] = field(default_factory=list)
     members: list[Row] = field(default_factory=list)
 
@@ -68,7 +72,9 @@ class Row:
     def note(self) -> str:
         """What is wrong, in one line."""
         errors = [line for row in self.members or [self] for line in row.run.error.splitlines()[:1]]
-        return "; ".join(dict.fromkeys([*self.marks, *errors]))
+        cut, n = self.cut
+        told = [f"{cut:,} of {n:,} answers cut"] if cut else []
+        return "; ".join(dict.fromkeys([*self.marks, *told, *errors]))
 
 
 def make_rows(runs: Sequence[RunFiles], evaluation: str) -> list[Row]:
@@ -98,7 +104,15 @@ def _row(run: RunFiles, name: str, evaluation: str) -> Row:
         seconds=seconds(run),
         samples_per_s=statistics.median(rates) if rates else None,
         memory_gib=peak if is_number(peak) and peak else max(memory, default=None),
+        undefined=get(run.evaluations.get(evaluation), "undefined") or {},
+        cut=cut_of(run.evaluations.get(evaluation)),
     )
+
+
+def cut_of(evaluation: Mapping[str, Any] | None) -> tuple[int, int]:
+    """How many answers of an *_evaluation.json were cut, and of how many; (0, 0) where that is not known."""
+    cut, n = get(evaluation, "cut"), get(evaluation, "n")
+    return (cut, n) if isinstance(cut, int) and isinstance(n, int) and 0 <= cut <= n else (0, 0)
 
 
 def scores_of(evaluation: Mapping[str, Any] | None) -> dict[str, Score]:
@@ -277,6 +291,8 @@ def _group(members: list[Row]) -> Row:
         seconds=_mean([row.seconds for row in counted]),
         samples_per_s=_mean([row.samples_per_s for row in counted]),
         memory_gib=max((row.memory_gib for row in counted if row.memory_gib is not None), default=None),
+        undefined=first.undefined,
+        cut=(sum(row.cut[0] for row in counted), sum(row.cut[1] for row in counted)),
         marks=first.marks,
         members=members,
     )

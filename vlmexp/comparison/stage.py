@@ -16,6 +16,7 @@ from vlmexp.comparison.failures import failures_sheet
 from vlmexp.comparison.reading import RunFiles, expand, find_run, find_runs, get
 from vlmexp.comparison.rows import (
     Row,
+    cut_of,
     group_seeds,
     main_metric,
     make_rows,
@@ -119,6 +120,11 @@ def show_pairing(config: Config, runs: Sequence[RunFiles]) -> None:
     sheet = paired_sheet(pairing, names, options.examples)
     if get(results[0], "data_fingerprint") != get(results[1], "data_fingerprint"):
         sheet.notes.append("Their data have different fingerprints; only equal questions are compared.")
+    for name, (cut, n) in zip(names, map(cut_of, results), strict=True):
+        if cut:
+            sheet.notes.append(
+                f"{name}: {cut:,} of {n:,} answers were cut at the limit of their length, without an end."
+            )
 
     def show(console: Console) -> None:
         print_sheet(console, sheet)

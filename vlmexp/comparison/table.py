@@ -15,7 +15,7 @@ from rich.text import Text
 
 from vlmexp.comparison.rows import Row, Score, about_intervals, in_percent, plain, short_options
 from vlmexp.comparison.sheets import Sheet
-from vlmexp.report import LABELS
+from vlmexp.report import LABELS, NONE
 
 WIDEST = 24  # columns of the terminal that a value of an option may take
 HEADING_WIDTH = 12
@@ -76,6 +76,8 @@ def print_leaderboard(
         console.print(caption, style="dim", markup=False)
     for mark, names in marked(rows).items():
         console.print(f"! {mark}: {names}", style="yellow", markup=False, soft_wrap=True)
+    if told := cut_runs(rows):
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
     if left_out:
         names = ", ".join(column.title for column in left_out)
         console.print(f"Not shown for want of width: {names}; compare.format=csv has all.", style="dim", markup=False)
@@ -102,12 +104,13 @@ def leaderboard(rows: Sequence[Row], options: Sequence[str], metric: str | None)
         Column(
             _heading(metric, label, is_share, grouped),
             [
-                interval(row.scores.get(metric or ""), is_share) or shorten(row.note or "-", ERROR_WIDTH, True)
+                interval(row.scores.get(metric or ""), is_share) or shorten(_why_none(row, metric), ERROR_WIDTH, True)
                 for row in rows
             ],
             ALWAYS,
         ),
         Column("gain", [_gain(row, metric, is_share) for row in rows], GAIN),
+        Column("cut %", [f"{100 * row.cut[0] / row.cut[1]:.1f}" if row.cut[0] else "-" for row in rows], N),
         Column("n", [_n(row.scores.get(metric or "")) for row in rows], N),
         Column("status", [f"{row.status} !" if row.marks else row.status for row in rows], ALWAYS, "left"),
         Column("time", [_each(row.seconds, duration) for row in rows], TIME),
@@ -128,10 +131,23 @@ def marked(rows: Sequence[Row]) -> dict[str, str]:
     for row in rows:
         for mark in row.marks:
             names.setdefault(mark, []).append(row.name)
-    return {
-        mark: ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
-        for mark, found in names.items()
-    }
+    return {mark: _some(found) for mark, found in names.items()}
+
+
+def cut_runs(rows: Sequence[Row]) -> str:
+    """Whose answers were cut at the limit of their length, in a sentence; nothing where none were."""
+    found = [f"{row.name} ({row.cut[0]:,} of {row.cut[1]:,})" for row in rows if row.cut[0]]
+    return f"Answers that were cut at evaluation.max_new_tokens, without an end: {_some(found)}" if found else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+
+
+def _why_none(row: Row, metric: str | None) -> str:
+    """What stands in the place of a score."""
+    reason = row.undefined.get(metric or "")
+    return f"{NONE}: {reason}" if isinstance(reason, str) else row.note or "-"
 
 
 def _partition(values: Sequence[str]) -> tuple[int, ...]:
@@ -204,6 +220,7 @@ def _full(row: Row, options: Sequence[str], metric: str | None, others: Sequence
         "interval": found.method if found else None,
         **(seeds if row.members else {}),
         "n": found.n if found else None,
+        "cut": row.cut[0] if row.cut[1] else None,
         "base": before.value if before else None,
         **{name: row.scores[name].value if name in row.scores else None for name in others},
         "seconds": row.seconds,

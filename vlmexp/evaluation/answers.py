@@ -9,7 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from transformers import ProcessorMixin
+
 from vlmexp import distributed
+from vlmexp.collator.answer_lengths import answer_lengths
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.media import media_key
 from vlmexp.config import Config
@@ -17,8 +21,10 @@ from vlmexp.data.example import Example
 from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split
 from vlmexp.errors import UserError
-from vlmexp.evaluation.generate import generate_answers
+from vlmexp.evaluation.decoding import check_generation
+from vlmexp.evaluation.generate import Reply, generate_answers
 from vlmexp.evaluation.journal import Answer, Journal, take_up
+from vlmexp.evaluation.limits import Limit, limit_of
 from vlmexp.evaluation.ranking import Ranking, rank_answers
 from vlmexp.files import digest
 from vlmexp.parts import reasons_not_to_share, shares_images
@@ -77,6 +83,7 @@ class Asker:
     """Asks one model. What it has answered is on disk at once, and is not asked again by another attempt.
 
     Attributes:
+        max_new_tokens: the longest answer.
         name: of the evaluation, with which its files begin.
         identity: a hash of all that the answers depend on.
         generated, taken_from_disk: answers that this attempt and that earlier ones made.
@@ -87,6 +94,7 @@ class Asker:
     model: Any
     collator: Collator
     choices: Choices | None
+    max_new_tokens: int
     name: str
     identity: str
     generated: int = 0
@@ -114,7 +122,7 @@ class Asker:
         journal, own = Journal(folder, stem, self.identity, rank), dict[str, Answer]()
         ids = [example.id for example in examples]
 
-        def keep(answers: Mapping[int, str | Ranking]) -> None:
+        def keep(answers: Mapping[int, Reply | Ranking]) -> None:
             new = {ids[index]: _answer(value) for index, value in answers.items()}
             journal.append(new)
             own.update(new)
@@ -155,7 +163,7 @@ class Asker:
             )
         generate_answers(
             **asked,
-            max_new_tokens=max_new_tokens(self.config),
+            max_new_tokens=self.max_new_tokens,
             options=options,
             share_images=shared,
             seed=self.config.seed,
@@ -178,16 +186,45 @@ class Asker:
         )
 
 
-def max_new_tokens(config: Config) -> int:
-    """The longest answer that is generated, in tokens."""
-    return config.evaluation.max_new_tokens or config.dataset.max_new_tokens
+def answer_limit(config: Config, run: Run, prepared: Prepared, collator: Collator, split: str) -> Limit:
+    """The longest answer that is generated: what is set, else what the accepted answers of `split` and train need.
+
+    All of both splits count, so that a sample is answered as the whole is.
+    """
+    for option, tokens in (
+        ("evaluation.max_new_tokens", config.evaluation.max_new_tokens),
+        ("dataset.max_new_tokens", config.dataset.max_new_tokens),
+    ):
+        if tokens is not None:
+            return Limit(tokens, option)
+    splits = [name for name in dict.fromkeys([split, "train"]) if prepared.manifest["counts"].get(name)]
+    lengths = [answer_lengths(collator, load_split(config, prepared, name)) for name in splits]
+    limit = limit_of(np.concatenate(lengths), splits)
+    if limit.note:
+        run.note_fallback(limit.note)
+    return dataclasses.replace(limit, tokens=max(limit.tokens, config.evaluation.generation.get("min_new_tokens") or 0))
 
 
-def identity_of(config: Config, model: Any, checkpoints: Sequence[str], data_fingerprint: str) -> str:
+def check_decoding(config: Config, processor: ProcessorMixin) -> None:
+    """Refuse options of `evaluation.generation` that cannot be used, before any weights are read."""
+    longest = config.evaluation.max_new_tokens or config.dataset.max_new_tokens
+    tokenizer = processor.tokenizer  # type: ignore[attr-defined]
+    check_generation(config.evaluation.generation, tokenizer, config.evaluation.batch_size, longest)
+
+
+def cut_answers(answers: Sequence[Answer]) -> int:
+    """How many answers came to the limit of their length without an end."""
+    return sum(bool(answer.get("cut")) for answer in answers)
+
+
+def identity_of(
+    config: Config, model: Any, checkpoints: Sequence[str], data_fingerprint: str, max_new_tokens: int
+) -> str:
     """A hash of all that an answer depends on.
 
     Args:
         checkpoints: fingerprints of the weights.
+        max_new_tokens: the longest answer, which may be worked out.
     """
     values = affecting_results(dataclasses.asdict(config))
     versions = package_versions()
@@ -197,14 +234,15 @@ def identity_of(config: Config, model: Any, checkpoints: Sequence[str], data_fin
             "model": [type(model).__name__, str(model.dtype), model.device.type],
             "checkpoints": list(checkpoints),
             "data": data_fingerprint,
+            "max_new_tokens": max_new_tokens,
             "software": {name: versions.get(name) for name in SOFTWARE},
         }
     )
 
 
-def _answer(value: str | Ranking) -> Answer:
+def _answer(value: Reply | Ranking) -> Answer:
     """What is kept of an answer or of a ranking."""
-    if isinstance(value, str):
-        return {"prediction": value}
+    if isinstance(value, Reply):
+        return {"prediction": value.text, **({"cut": True} if value.cut else {})}
     best = [{"answer": text, "log_likelihood": round(number, 6)} for text, number in value[:KEPT_CHOICES]]
     return {"prediction": value[0][0], "ranking": best}

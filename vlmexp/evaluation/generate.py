@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from vlmexp.collator.batch import Collator
 from vlmexp.data.example import Example
 from vlmexp.evaluation.batches import AHEAD, answer_in_batches, by_image, by_length, share_of
+from vlmexp.evaluation.decoding import decoding, generate, stops
 from vlmexp.evaluation.shared_prefix import on_device, shared_answers, until_end
 from vlmexp.models.ends import end_ids
 
-# A checkpoint's own generation_config.json fills in what is not said here; Qwen2-VL's, for one, penalises repetition.
-GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
+
+class Reply(NamedTuple):
+    """What a model said; `cut`: it came to the limit of its length without an end."""
+
+    text: str
+    cut: bool = False
 
 
 def generate_answers(
@@ -33,7 +38,7 @@ def generate_answers(
     rank: int = 0,
     ranks: int = 1,
     skip: Collection[int] = (),
-    on_batch: Callable[[Mapping[int, str]], None] | None = None,
+    on_batch: Callable[[Mapping[int, Reply]], None] | None = None,
     seed: int = 0,
     ahead: int = AHEAD,
 ) -> list[str]:
@@ -42,19 +47,19 @@ def generate_answers(
     Batches hold prompts of like length (`lengths`, in tokens), padded on the left, or with `share_images` all questions
     about an image together; the answers are the same. A thread prepares the next batches meanwhile.
 
+    Of the checkpoint's own generation_config nothing counts but the tokens that end an answer.
+
     Args:
         options: further fields of transformers.GenerationConfig, which sharing does not take; without any, decoding is
-            greedy.
+            greedy. An answer ends before the first of `stop_strings`.
         rank: this one of `ranks` processes, which take the batches in turn; the answers of the others are empty.
         skip: indices of examples that are not asked; their answers are empty.
-        on_batch: is given index -> answer of each batch as soon as it is there.
+        on_batch: is given index -> reply of each batch as soon as it is there.
         seed: of answers that are drawn (`do_sample`), which leave torch's random state as it was.
         ahead: batches that are prepared beforehand; 0: no thread.
     """
-    config = GenerationConfig(
-        **{**GREEDY, "max_new_tokens": max_new_tokens, "pad_token_id": collator.pad_id, **(options or {})}
-    )
-    ends = config.eos_token_id = _end_ids(model, collator)
+    ends = _end_ids(model, collator)
+    config = decoding(options or {}, max_new_tokens, collator.pad_id, ends)
     share_images = share_images and not options
     tokenizer = copy.deepcopy(collator.processor.tokenizer)  # the thread uses the collator's own at the same time
 
@@ -62,21 +67,29 @@ def generate_answers(
         rows = [examples[index] for index in batch]
         return collator.packed_prompts(rows) if share_images else collator.prompts(rows)
 
-    def answer(batch: list[int], inputs: Any) -> list[str]:
+    def answer(batch: list[int], inputs: Any) -> list[Reply]:
         if share_images:
-            tokens: Any = shared_answers(model, inputs, max_new_tokens, ends)
+            rows = shared_answers(model, inputs, max_new_tokens, ends)
+            cut = [len(row) == max_new_tokens for row in rows]
         else:
             inputs = {name: on_device(value, model) for name, value in inputs.items()}
             with _seeded(seed + batch[0]) if config.do_sample else contextlib.nullcontext():
-                output = model.generate(**inputs, generation_config=config)
-            said = output[:, inputs["input_ids"].shape[1] :].tolist()
-            tokens = [until_end(ids, ends) for ids in said]  # an end need not be a token that decoding skips
-        return [collator.template.control.said(tokenizer, ids) for ids in tokens]
+                rows = generate(model, inputs, config, tokenizer).tolist()
+            cut = [set(ends).isdisjoint(row) for row in rows]
+            rows = [until_end(row, ends) for row in rows]  # an end need not be a token that decoding skips
+        texts = [collator.template.control.said(tokenizer, row) for row in rows]
+        return [_until(stops(config), text, is_cut) for text, is_cut in zip(texts, cut, strict=True)]
 
     batches = by_image(examples, lengths, batch_size) if share_images else by_length(lengths, batch_size)
     own = share_of(batches, skip, rank, ranks)
     answers = answer_in_batches(model, own, prepare, answer, description, on_batch, ahead)
-    return [answers.get(index, "") for index in range(len(examples))]
+    return [answers[index].text if index in answers else "" for index in range(len(examples))]
+
+
+def _until(stop_strings: Collection[str], text: str, cut: bool) -> Reply:
+    """The text before the first of the stop strings, of which one has ended it as well as an end would."""
+    found = [place for stop in stop_strings if (place := text.find(stop)) >= 0]
+    return Reply(text[: min(found)].strip(), False) if found else Reply(text.strip(), cut)
 
 
 @contextlib.contextmanager

@@ -5,13 +5,15 @@ Each is a value between 0 and 1, CIDEr between 0 and 10.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Any
 
+from vlmexp.evaluation.bleu import bleu, corpus_bleu, why_no_bleu
 from vlmexp.evaluation.cider import corpus_cider
 from vlmexp.evaluation.qa import anls, multiple_choice_accuracy, relaxed_accuracy, token_f1
 from vlmexp.evaluation.vqa import normalised, tidied, vqa_accuracy
+from vlmexp.evaluation.words import words
 
 __all__ = [
     "CORPUS_METRICS", "METRICS", "anls", "bleu", "corpus_bleu", "corpus_cider", "exact_match",
@@ -33,36 +35,22 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     return float(any(said == normalised(tidied(answer)) for answer in answers))
 
 
-def bleu(prediction: str, answers: Sequence[str]) -> float:
-    """Sentence BLEU of sacrebleu (Post, https://arxiv.org/abs/1804.08771): effective order, exponential smoothing."""
-    from sacrebleu import sentence_bleu
-
-    return float(sentence_bleu(prediction, list(answers)).score) / 100 if answers else 0.0
-
-
-def corpus_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Corpus BLEU of sacrebleu, 13a tokenisation; every prediction may have its own number of references.
-
-    A prediction without any is compared with an empty one: all that it says is wrong.
-    """
-    from sacrebleu.metrics.bleu import BLEU
-
-    answers = [given or [""] for given in answers]
-    width = max(map(len, answers), default=0)
-    # sacrebleu takes None where a prediction has fewer references than others.
-    streams: list[Any] = [[given[k] if k < len(given) else None for given in answers] for k in range(width)]
-    return float(BLEU().corpus_score(list(predictions), streams).score) / 100 if width else 0.0
-
-
 @cache
 def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(ROUGE, use_stemmer=False)
+    return RougeScorer(ROUGE, tokenizer=_Words())
+
+
+class _Words:
+    """What rouge-score takes for a tokenizer; its own keeps nothing but a to z and digits."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
 
 
 def rouge(prediction: str, answers: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, -2 and -L F-measures of rouge-score (Lin 2004), of the best reference for each."""
+    """ROUGE-1, -2 and -L F-measures of rouge-score (Lin 2004), words of any script, of the best reference for each."""
     if not answers:
         return dict.fromkeys(ROUGE, 0.0)
     scores = _rouge_scorer().score_multi(list(answers), prediction)
@@ -84,3 +72,15 @@ METRICS: dict[str, Metric] = {
 }
 # Metrics that are defined for a corpus: the mean over examples is another value, or there is none for one example.
 CORPUS_METRICS: dict[str, CorpusMetric] = {"bleu": corpus_bleu, "cider": corpus_cider}
+
+
+def without_value(
+    metrics: Collection[str], predictions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> dict[str, str]:
+    """The names of the metrics' values that do not exist for texts as short as these, and why."""
+    reasons = {}
+    if "bleu" in metrics and (reason := why_no_bleu(predictions, answers)):
+        reasons["bleu"] = reason
+    if "rouge" in metrics and not any(len(words(answer)) > 1 for given in answers for answer in given):
+        reasons["rouge2"] = "fewer than two words"
+    return reasons

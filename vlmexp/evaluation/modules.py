@@ -11,14 +11,15 @@ import datasets
 import evaluate
 
 from vlmexp.errors import unknown
-from vlmexp.evaluation.metrics import CORPUS_METRICS, METRICS
+from vlmexp.evaluation.metrics import CORPUS_METRICS, METRICS, without_value
 from vlmexp.evaluation.score import mean_scores, score_examples
 
 
 class AnswerMetric(evaluate.Metric):  # type: ignore[misc]
     """Mean of a per-example metric, or the corpus's value where that is the definition.
 
-    `config_name` is the metric's name in `vlmexp.evaluation.metrics.METRICS`.
+    A value that the texts are too short for is None. `config_name` is the metric's name in
+    `vlmexp.evaluation.metrics.METRICS`.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -36,8 +37,10 @@ class AnswerMetric(evaluate.Metric):  # type: ignore[misc]
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         name = self.config_name
         if name in CORPUS_METRICS:
-            return {name: CORPUS_METRICS[name](predictions, references)}
-        return mean_scores(score_examples(predictions, references, [name]))
+            values = {name: CORPUS_METRICS[name](predictions, references)}
+        else:
+            values = mean_scores(score_examples(predictions, references, [name]))
+        return values | dict.fromkeys(without_value([name], predictions, references))
 
 
 def module(name: str) -> AnswerMetric:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmexp.collator.lengths import token_lengths
 from vlmexp.data.example import Example
-from vlmexp.evaluation.answers import Asker
+from vlmexp.evaluation.answers import Asker, cut_answers
 from vlmexp.evaluation.blind import with_blank_images, with_other_images
 from vlmexp.evaluation.score import summarise
 
@@ -73,4 +73,4 @@ def evaluate_blind(asker: Asker, examples: Sequence[Example], metrics: Sequence[
         metrics,
         [example.id for example in blinded],
     )
-    return {"images": evaluation.blind, **summary}
+    return {"images": evaluation.blind, **summary, **({} if asker.choices else {"cut": cut_answers(answers)})}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
 from vlmexp.errors import UserError, unknown
+from vlmexp.evaluation.bleu import tokenizers
 from vlmexp.evaluation.intervals import bootstrap_interval
-from vlmexp.evaluation.metrics import CORPUS_METRICS, METRICS, ROUGE, Metric
+from vlmexp.evaluation.metrics import CORPUS_METRICS, METRICS, ROUGE, Metric, without_value
 
 Scores = list[dict[str, float]]
 
@@ -130,7 +132,9 @@ def summarise(
 
     The summary is `{"n", "main_metric", "metrics": {name: value}, "intervals": {name: [low, high]},
     "by": {column: {value: {"n", "metrics", "intervals"}}}}`. Intervals are 95 % bootstrap intervals of means over
-    examples; metrics of a corpus, which are computed anew for each group, have none. `ids` are for messages.
+    examples; metrics of a corpus, which are computed anew for each group, have none. A value that texts as short as
+    these cannot have is None, and "undefined" says why. BLEU's tokenizers are named, with how many examples each cut
+    if there are several ("bleu_tokenizer"). `ids` are for messages.
     """
     scores = score_examples(predictions, answers, metrics, ids)
     of_a_corpus = [name for name in metrics if name in CORPUS_METRICS]
@@ -138,14 +142,17 @@ def summarise(
     def summary(indices: Sequence[int]) -> dict[str, Any]:
         chosen = [scores[i] for i in indices]
         values = mean_scores(chosen)
+        said, meant = [predictions[i] for i in indices], [answers[i] for i in indices]
         for name in of_a_corpus:
-            values[name] = CORPUS_METRICS[name]([predictions[i] for i in indices], [answers[i] for i in indices])
-        of_examples = [name for name in values if name not in of_a_corpus]
+            values[name] = CORPUS_METRICS[name](said, meant)
+        undefined = without_value(metrics, said, meant)
+        of_examples = [name for name in values if name not in of_a_corpus and name not in undefined]
         intervals = {name: bootstrap_interval([row[name] for row in chosen]) for name in of_examples}
         return {
             "n": len(indices),
-            "metrics": {name: round(value, 10) for name, value in values.items()},
+            "metrics": {name: None if name in undefined else round(value, 10) for name, value in values.items()},
             "intervals": {name: [round(end, 6) for end in ends] for name, ends in intervals.items()},
+            **({"undefined": undefined} if undefined else {}),
         }
 
     by: dict[str, dict[str, Any]] = {}
@@ -157,4 +164,11 @@ def summarise(
     overall = summary(range(len(predictions)))
     names = [name for first in metrics[:1] for name in overall["metrics"] if name in (first, first.rpartition(".")[2])]
     main = next(iter(names or overall["metrics"]), None)
-    return scores, {**overall, "main_metric": main, "by": by}
+    cut_by = {"bleu_tokenizer": _tokenizers_of(answers)} if "bleu" in metrics else {}
+    return scores, {**overall, "main_metric": main, **cut_by, "by": by}
+
+
+def _tokenizers_of(answers: Sequence[Sequence[str]]) -> str:
+    """`zh`, or where there are several `zh (90), 13a (10)`."""
+    count = Counter(tokenizers(answers)).most_common()
+    return ", ".join(name if len(count) == 1 else f"{name} ({number:,})" for name, number in count)

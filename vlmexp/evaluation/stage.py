@@ -13,9 +13,19 @@ from vlmexp.config import Config
 from vlmexp.data.example import Example
 from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
-from vlmexp.evaluation.answers import PREDICTIONS, Asker, Choices, find_choices, identity_of, max_new_tokens
+from vlmexp.evaluation.answers import (
+    PREDICTIONS,
+    Asker,
+    Choices,
+    answer_limit,
+    check_decoding,
+    cut_answers,
+    find_choices,
+    identity_of,
+)
 from vlmexp.evaluation.duplicates import score_without_duplicates
 from vlmexp.evaluation.journal import forget
+from vlmexp.evaluation.limits import Limit
 from vlmexp.evaluation.metrics import ANNOTATORS, vqa_accuracy
 from vlmexp.evaluation.probes import ALONE, BLIND, batch_invariance, evaluate_blind
 from vlmexp.evaluation.score import metric_names, summarise
@@ -53,6 +63,7 @@ def score_base(config: Config, run: Run) -> None:
             source = model_source(config)
             processor = check_model(source, run.note_fallback)
             build_collator(config, processor)  # what the chat template does not take shows here
+            check_decoding(config, processor)
             model = load_model(source, run.note_fallback, config.seed)
             weights = [fingerprint(source.location, source.revision)] if run.is_main else []
             result |= evaluate_model(config, run, model, processor, BASE, weights)
@@ -100,6 +111,8 @@ def evaluate_model(
     examples = load_split(config, prepared, evaluation.split, evaluation.max_examples)
     choices = find_choices(config, prepared)
     collator = build_collator(config, processor)
+    longest = answer_limit(config, run, prepared, collator, evaluation.split) if choices is None else None
+    max_new_tokens = longest.tokens if longest else 0
     # An example that is left out would flatter the score, so here `drop` shortens, or asks what cannot be shortened.
     overlong = KEEPING_ALL.get(config.collator.overlong, config.collator.overlong)
     limit, share = config.collator.max_length, refused_share(config)
@@ -117,8 +130,8 @@ def evaluate_model(
         check_forward(config.model.id, model, processor, collator.prompts([fitted[0]]))
     rows = [examples[int(index)] for index in fitted.kept]
     asked, lengths = list(fitted), fitted.lengths.tolist()
-    identity = identity_of(config, model, weights, prepared.fingerprint)
-    asker = Asker(config, run, model, collator, choices, name, distributed.gathered(identity)[0])
+    identity = identity_of(config, model, weights, prepared.fingerprint, max_new_tokens)
+    asker = Asker(config, run, model, collator, choices, max_new_tokens, name, distributed.gathered(identity)[0])
     answers = asker.ask(PREDICTIONS, asked, lengths, "evaluate base" if name == BASE else "evaluate fine-tuned")
     predictions = [answer["prediction"] for answer in answers]
     scores, summary = summarise(
@@ -143,7 +156,8 @@ def evaluate_model(
         "model_commit": commit(model_source(config)),
         "dataset": dataset.name,
         "data_fingerprint": prepared.fingerprint,
-        **described(config, choices, rows),
+        **({"cut": cut_answers(answers)} if longest else {}),
+        **described(config, choices, longest, rows),
     }
     duplicates = score_without_duplicates(prepared, evaluation.split, rows, predictions, metrics, trained_on)
     if duplicates is not None:
@@ -175,11 +189,14 @@ def note_few_answers(run: Run, examples: list[Example], metrics: Sequence[str]) 
         )
 
 
-def described(config: Config, choices: Choices | None, examples: list[Example]) -> dict[str, Any]:
+def described(
+    config: Config, choices: Choices | None, longest: Limit | None, examples: list[Example]
+) -> dict[str, Any]:
     """How the answers were made; of a ranking also how many questions have an accepted answer among the choices."""
-    if choices is None:
-        options = {"max_new_tokens": max_new_tokens(config), "do_sample": False, **config.evaluation.generation}
-        return {"generation": options}
+    if longest is not None:
+        limit = {"max_new_tokens": longest.tokens, "max_new_tokens_from": longest.source}
+        return {"generation": {**limit, "do_sample": False, **config.evaluation.generation}}
+    assert choices is not None
     within = sum(not set(example.answers).isdisjoint(choices.options(example)) for example in examples)
     return {
         "ranking": {

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from vlmexp.evaluation.words import folded, foreign_punctuation
+
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGITS_AROUND_COMMA = re.compile(r"\d,\d")
 # The official pattern: its first group is a lookahead for the text "<=" and a digit, which never holds before a period,
@@ -50,15 +52,18 @@ y'all'd've yall'd've y'alld've y'all'dve|you'd youd|you'd've youd've you'dve|you
 
 
 def tidied(answer: str) -> str:
-    """Line breaks and tabs as spaces, no space at the ends: what the official code does before anything else."""
-    return answer.replace("\n", " ").replace("\t", " ").strip()
+    """Line breaks and tabs as spaces, no space at the ends: what the official code does before anything else.
+
+    It says nothing of what is not ASCII: there, what looks alike is alike.
+    """
+    return folded(answer).replace("\n", " ").replace("\t", " ").strip()
 
 
 def normalised(answer: str) -> str:
     """The official processing of punctuation, number words, articles and contractions."""
     text = answer
     has_thousands = _DIGITS_AROUND_COMMA.search(answer) is not None
-    for mark in _PUNCTUATION:
+    for mark in _PUNCTUATION + foreign_punctuation(answer):
         at_word_edge = f"{mark} " in answer or f" {mark}" in answer
         text = text.replace(mark, "" if at_word_edge or has_thousands else " ")
     text = _PERIOD.sub("", text, count=_MOST_PERIODS)

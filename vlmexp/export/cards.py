@@ -64,7 +64,7 @@ def facts(config: Config, run: Run, folder: str) -> Facts:
         options=options,
         prompt=exported["prompt"],
         loading=exported["loading"][folder],
-        max_new_tokens=config.evaluation.max_new_tokens or dataset.max_new_tokens,
+        max_new_tokens=exported["max_new_tokens"],
         dtype=exported["dtype"],
         version=__version__,
         trust_remote_code=config.model.trust_remote_code,

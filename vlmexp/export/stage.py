@@ -19,6 +19,7 @@ from vlmexp.data.example import Example, prompt_fields
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.data.turns import Turn
 from vlmexp.errors import UserError
+from vlmexp.evaluation.answers import answer_limit
 from vlmexp.evaluation.trained import load_finetuned
 from vlmexp.export.cards import write_cards
 from vlmexp.files import new_folder
@@ -93,6 +94,7 @@ def _export(config: Config, run: Run) -> None:
     collator = build_collator(config, processor)
     examples = _parity_examples(config, run, collator)
     batches = _batches(collator, examples)
+    longest = answer_limit(config, run, prepared_data(config, run), collator, config.evaluation.split).tokens
     answers = functools.partial(
         greedy_answers, batches=batches, max_new_tokens=PARITY_TOKENS, pad_id=collator.pad_id, end_id=collator.end_id
     )
@@ -143,6 +145,7 @@ def _export(config: Config, run: Run) -> None:
                 "parity": parity.record(),
                 "base_revision": revision,
                 "prompt": card_prompt(config, collator),
+                "max_new_tokens": longest,
                 "loading": loaded_by,
             }
         )

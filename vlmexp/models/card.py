@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from vlmexp.models.load import EMBEDDED
-from vlmexp.report import LABELS, is_share, shown_score
+from vlmexp.report import LABELS, is_share, shown_score, told_answers
 
 QUESTION = "What is in the picture?"
 
@@ -83,6 +83,7 @@ def usage(facts: Facts, is_adapter: bool, where: str) -> str:
     """A program that loads the model and asks it about the image `photo.jpg`."""
     load, prompt = facts.loading, facts.prompt
     imports = [f"from {load['import_path']} import {load['model_class']}, {load['processor_class']}"]
+    imports.append("from transformers import GenerationConfig")
     if load["image_backend"]:
         imports.append("from transformers import AutoImageProcessor")
     if prompt["images"]:
@@ -94,14 +95,18 @@ def usage(facts: Facts, is_adapter: bool, where: str) -> str:
     if load["register"]:
         imports.append(f"import {load['register']}  # makes the Auto classes know the model")
     remote = ", trust_remote_code=True" if facts.trust_remote_code else ""
+    loaded = "base" if is_adapter else "model"
+    greedy = f"{loaded}.generation_config = GenerationConfig(eos_token_id={loaded}.generation_config.eos_token_id)"
     lines = [*sorted(imports, key=lambda line: (line.startswith("from"), line)), ""]
     if is_adapter:
         base = f'ModelSource("{facts.base}").location' if facts.base.startswith(EMBEDDED) else f'"{facts.base}"'
         revision = f', revision="{facts.revision}"' if facts.revision else ""
         lines.append(f'base = {load["model_class"]}.from_pretrained({base}{revision}, dtype="{facts.dtype}"{remote})')
+        lines.append(f"{greedy}  # as it was evaluated")
         lines.append(f'model = PeftModel.from_pretrained(base, "{where}").eval()')
     else:
         lines.append(f'model = {load["model_class"]}.from_pretrained("{where}", dtype="auto"{remote}).eval()')
+        lines.append(f"{greedy}  # as it was evaluated")
     lines.append(f'processor = {load["processor_class"]}.from_pretrained("{where}"{remote})')
     if load["image_backend"]:
         backend = f'backend="{load["image_backend"]}"'
@@ -172,7 +177,7 @@ def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
         share = is_share(metric, values)
         rows.append([LABELS.get(metric, metric), *(shown_score(value, share) for value in values)])
     rows.append(["questions", *(f"{r['n']:,} of {r['population']:,}, {r['split']} split" for r in scores.values())])
-    return _rows(rows)
+    return "\n".join([_rows(rows), *(f"\n{line}." for line in told_answers(scores))])
 
 
 def _table(values: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from vlmexp.errors import UserError
 from vlmexp.models import checkpoint
 from vlmexp.models.fit import check_class, check_processor, check_type, check_weight_names
+from vlmexp.models.generation import mend, valid_file
 from vlmexp.models.load_errors import LOADING_ERRORS, loading_error
 from vlmexp.models.modules import DEFAULT_PATTERNS, ModulePatterns
 from vlmexp.models.processor_files import lost_class
@@ -135,7 +136,9 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
             raise UserError("model.random_init=true has no weights to quantise: choose peft=lora or peft=none.")
         torch.manual_seed(seed)
         build: Any = loader if isinstance(loader, type) and issubclass(loader, PreTrainedModel) else loader.from_config
-        return build(config).to(dtype=dtype, device="cpu" if on_cpu else "cuda").eval()
+        drawn = build(config).to(dtype=dtype, device="cpu" if on_cpu else "cuda").eval()
+        mend(drawn, source.id, note)
+        return drawn
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **source.model_kwargs}
     if not on_cpu:
         local_rank = os.environ.get("LOCAL_RANK")
@@ -147,6 +150,9 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
     with _sentences(source, loader):
         if not OTHER_FILES & source.model_kwargs.keys():
             checkpoint.check_weights(source.id, source.location, source.revision)
+        local_only = checkpoint.only_cached(source.location, source.revision)
+        if generation := valid_file(source.id, source.location, source.revision, local_only, note):
+            arguments["generation_config"] = generation
         # Tensors of a wrong shape are reported like the missing ones, below.
         model, info = loader.from_pretrained(
             source.location,
@@ -156,6 +162,7 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
         )
     check_weight_names(source.id, model, info, source.modules, note)
     keep_trainable(model)
+    mend(model, source.id, note)
     return model.eval()
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from vlmexp.models.generation import own_decoding
+
 Batch = Mapping[str, torch.Tensor]
 
 # How far logits may differ, as a share of their scale.
@@ -94,7 +96,8 @@ def greedy_answers(
             name: value.to(model.device, model.dtype if value.is_floating_point() else None)
             for name, value in batch.items()
         }
-        output = model.generate(**inputs, generation_config=config)
+        with own_decoding(model):
+            output = model.generate(**inputs, generation_config=config)
         logits = torch.stack([step.float().cpu() for step in output.logits], dim=1)
         for tokens, rows in zip(output.sequences[:, -logits.shape[1] :].tolist(), logits, strict=True):
             count = tokens.index(end_id) + 1 if end_id in tokens else len(tokens)

@@ -76,12 +76,14 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
 def evaluation_scalars(name: str, result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of an evaluation, its number of examples and, if it was repeated so, its metrics with other images.
 
-    >>> evaluation_scalars("base", {"n": 8, "metrics": {"vqa_accuracy": 0.5}})
-    {'base/vqa_accuracy': 0.5, 'base/n': 8}
+    A metric without a value is left out.
+
+    >>> evaluation_scalars("base", {"n": 8, "cut": 2, "metrics": {"vqa_accuracy": 0.5, "bleu": None}})
+    {'base/vqa_accuracy': 0.5, 'base/n': 8, 'base/cut': 2}
     """
     blind = result.get("blind") or {"metrics": {}}
     return {
-        **{f"{name}/{metric}": value for metric, value in result["metrics"].items()},
-        f"{name}/n": result["n"],
-        **{f"{name}_blind/{metric}": value for metric, value in blind["metrics"].items()},
+        **{f"{name}/{metric}": value for metric, value in result["metrics"].items() if value is not None},
+        **{f"{name}/{count}": result[count] for count in ("n", "cut") if count in result},
+        **{f"{name}_blind/{metric}": value for metric, value in blind["metrics"].items() if value is not None},
     }

@@ -10,7 +10,8 @@ from torch import nn
 from vlmexp import distributed
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import Fitted
-from vlmexp.evaluation.generate import generate_answers
+from vlmexp.evaluation.generate import Reply, generate_answers
+from vlmexp.evaluation.metrics import without_value
 from vlmexp.evaluation.score import metric_names, summarise
 from vlmexp.training.preflight import undisturbed
 
@@ -30,7 +31,7 @@ class AnswerScores:
         share_images: answer all questions about an image together.
 
     Attributes:
-        names: of the metrics, the main one first.
+        names: of the values, the main one first, without those that answers as short as the accepted ones never have.
     """
 
     def __init__(
@@ -44,20 +45,26 @@ class AnswerScores:
         share_images: bool,
     ) -> None:
         self.examples = examples
-        self.names = metric_names(metrics)
+        accepted = [example.answers for example in examples]
+        undefined = without_value(metrics, [" ".join(given) for given in accepted], accepted)
+        self.names = [name for name in metric_names(metrics) if name not in undefined]
         self._collator, self._metrics, self._options = collator, metrics, options
         self._batch_size, self._max_new_tokens, self._share_images = batch_size, max_new_tokens, share_images
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Metric -> value, and `n`, the number of questions."""
+        """Metric -> value; `n`, how many questions; `cut`, how many answers came to the limit without an end."""
+        replies: dict[int, Reply] = {}
         with undisturbed(model):
             own = generate_answers(
                 model, self._collator, self.examples, self.examples.lengths.tolist(),
                 self._batch_size, self._max_new_tokens, self._options, "answer", share_images=self._share_images,
-                rank=distributed.rank(), ranks=distributed.world_size(),
+                rank=distributed.rank(), ranks=distributed.world_size(), on_batch=replies.update,
             )  # fmt: skip
         answers = ["".join(parts) for parts in zip(*distributed.gathered(own), strict=True)]
         accepted = [example.answers for example in self.examples]
         ids = [example.id for example in self.examples]
         _, summary = summarise(answers, accepted, [{}] * len(answers), self._metrics, ids)
-        return {**summary["metrics"], "n": summary["n"]}
+        cut = sum(distributed.gathered(sum(reply.cut for reply in replies.values())))
+        # A model that says less than the accepted answers do has no more than 0 of a value that they could have.
+        values = {name: summary["metrics"][name] or 0.0 for name in self.names}
+        return {"cut": cut, **values, "n": summary["n"]}

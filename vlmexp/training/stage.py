@@ -26,6 +26,8 @@ from vlmexp.collator.media import media_key
 from vlmexp.config import Config, peft_extras, train_extras
 from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
+from vlmexp.errors import UserError
+from vlmexp.evaluation.answers import answer_limit, check_decoding
 from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.models.adapter import attach, trainable_parameters
 from vlmexp.models.export import public_id, save_adapter
@@ -92,11 +94,12 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     set_seed(config.seed)
     source = model_source(config)
     processor = check_model(source, run.note_fallback)
+    check_decoding(config, processor)
     prepared = prepared_data(config, run)
     arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
     collator = build_collator(config, processor)
     data = training_data(config, run, prepared, collator)
-    scores = answer_scores(config, prepared, collator) if arguments.eval_strategy != "no" else None
+    scores = answer_scores(config, run, prepared, collator) if arguments.eval_strategy != "no" else None
     model = model_to_train(config, run, source, processor, collator.prompts([data.splits["train"][0]]))
     trainer = build_trainer(config, run, model, collator, data, arguments, scores)
 
@@ -192,7 +195,7 @@ def build_trainer(
         trainer.add_callback(StopWithoutBetter(extras.early_stopping_patience))
     trainer.add_callback(MetricsFile(run, examples_after(sampler, arguments), trainer.throughput))
     best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
-    trainer.add_callback(ProgressBar(scores.names[0] if scores and best == "loss" else best))
+    trainer.add_callback(ProgressBar(scores.names[0] if scores and scores.names and best == "loss" else best))
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     transformers_logging.disable_progress_bar()  # its bars for reading and writing weights would cut ours to pieces
@@ -206,7 +209,7 @@ def questions_to_answer(config: Config) -> int:
     return answered_examples(config.train.get("metric_for_best_model"), metrics, given)
 
 
-def answer_scores(config: Config, prepared: Prepared, collator: Collator) -> AnswerScores | None:
+def answer_scores(config: Config, run: Run, prepared: Prepared, collator: Collator) -> AnswerScores | None:
     """What answers a fixed random sample of the validation split at each evaluation, if that is asked for."""
     wanted = questions_to_answer(config)
     if not wanted:
@@ -220,22 +223,30 @@ def answer_scores(config: Config, prepared: Prepared, collator: Collator) -> Ans
     limit, share = config.collator.max_length, float(config.dataset.on_bad_sample == "skip")
     fitted = fit(collator, sample, limit, overlong, with_answer=False, refused_share=share)
     keys = [str(media_key(example) or index) for index, example in enumerate(fitted)]
-    return AnswerScores(
+    scores = AnswerScores(
         collator,
         fitted,
         config.evaluation.metrics or config.dataset.metrics,
         config.evaluation.batch_size,
-        config.evaluation.max_new_tokens or config.dataset.max_new_tokens,
+        answer_limit(config, run, prepared, collator, "validation").tokens,
         config.evaluation.generation,
         shares_images(config, collator, keys, with_loss=False),
     )
+    best = (config.train.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    if best not in ("loss", *scores.names):
+        raise UserError(
+            f"train.metric_for_best_model={best} has no value here: the accepted answers of the validation split have "
+            "too few words for it. Choose another metric."
+        )
+    return scores
 
 
 def last_answers(state: TrainerState, scores: AnswerScores) -> dict[str, Any]:
     """How many questions were answered at each evaluation, and the metrics of the last one."""
     lines = [line for line in state.log_history if "eval_n" in line]
     last = {name: lines[-1][f"eval_{name}"] for name in scores.names} if lines else {}
-    return {"n": len(scores.examples), "metrics": last}
+    cut = {"cut": lines[-1]["eval_cut"]} if lines and "eval_cut" in lines[-1] else {}
+    return {"n": len(scores.examples), **cut, "metrics": last}
 
 
 def best_of(state: TrainerState) -> dict[str, Any]:

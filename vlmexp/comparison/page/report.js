@@ -31,7 +31,7 @@ function duration(span) {
 // --- leaderboard ---------------------------------------------------------------------------------------------------
 
 function scoreCell(run) {
-  if (!run.score) return element("td", { className: `problem ${run.status}`, textContent: run.note || "–", title: run.note });
+  if (!run.score) return element("td", { className: `problem ${run.status}`, textContent: run.undefined[metric] ? `–: ${run.undefined[metric]}` : run.note || "–", title: run.note });
   const { value, low, high } = run.score;
   const content = element("div", { className: "score" });
   if (low != null && isShare(metric)) {
@@ -70,6 +70,7 @@ const columns = [
   { title: "gain", hint: `over the model before fine-tuning${isShare(metric) ? ", in points" : ""}`, of: gain, cell: (run) => text(known(gain(run)) ? (gain(run) >= 0 ? "+" : "−") + shown(Math.abs(gain(run))) : "–") },
   { title: "p", hint: "against the best run", of: (run) => run.test?.p, cell: againstBest },
   { title: "n", of: (run) => run.score?.n, cell: (run) => text(run.score?.n?.toLocaleString("en") ?? "–") },
+  { title: "cut", hint: "answers that came to the limit of their length without an end", of: (run) => run.cut || null, cell: (run) => text(run.cut?.toLocaleString("en") ?? "–", run.cut ? "warn" : "") },
   { title: "status", of: (run) => run.status, cell: (run) => Object.assign(text(run.status + (run.marks.length ? " ⚠" : ""), `text ${run.status}`), { title: run.marks.join("; ") }), isText: true },
   { title: "time", of: (run) => run.seconds, cell: (run) => text(duration(run.seconds)) },
   { title: "examples/s", of: (run) => run.rate, cell: (run) => text(run.rate == null ? "–" : String(+run.rate.toPrecision(4))) },
