@@ -38,8 +38,12 @@ def test_choice_composes(choice, compose):
 def test_a_recipe_is_of_use(recipe, compose):
     """It is named after a model and a choice, or a YAML asks for it."""
     if "-" in recipe.stem:
-        model, choice = recipe.stem.split("-")
-        compose(f"model={model}", f"{recipe.parent.name}={choice}")
+        if recipe.parent.name == "run":
+            model, dataset, train = recipe.stem.split("-")
+            compose(f"model={model}", f"dataset={dataset}", f"train={train}")
+        else:
+            model, choice = recipe.stem.split("-")
+            compose(f"model={model}", f"{recipe.parent.name}={choice}")
     else:
         wanted = f"- /recipe/{recipe.parent.name}@_global_.{recipe.parent.name}: {recipe.stem}\n"
         assert any(wanted in path.read_text() for path in CONFIG_DIR.glob("*/*.yaml"))
@@ -54,6 +58,7 @@ def test_every_adapter_but_none_has_a_class(peft, compose):
 def test_a_recipe_applies_to_its_own_choices_only(compose):
     assert compose().train["per_device_train_batch_size"] == 128
     assert compose("train=smoke").train["per_device_train_batch_size"] == 8
+    assert compose("dataset=files", "dataset.options.train=train.jsonl").train["per_device_train_batch_size"] == 8
     assert compose("model=qwen2vl").train["learning_rate"] == 1e-5
     assert compose("model=qwen2vl").peft["r"] == 64
     assert compose("peft=dora").peft["r"] == 64

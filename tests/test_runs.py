@@ -204,12 +204,10 @@ def test_files_of_json_hold_no_number_that_json_lacks(compose, tmp_path):
     row = {"step": 1, "loss": math.nan, "all": [math.inf, {"x": -math.inf}, np.float32("nan")], "lr": 0.5}
     plain = {"step": 1, "loss": None, "all": [None, {"x": None}, None], "lr": 0.5}
     with Run.open(tmp_path, compose(), []) as run:
-        run.log_metrics(row)
         run.conclude({"metric": math.nan, "loss": torch.tensor(math.inf)})
         run.update(note=row)
-        run.forget_metrics_after(1)
     write_jsonl(tmp_path / "rows.jsonl", [row])
-    for name in ("metrics.jsonl", "rows.jsonl", "run.json"):
+    for name in ("rows.jsonl", "run.json"):
         text = (tmp_path / name).read_text()
         values = [json.loads(text, parse_constant=pytest.fail)]
         assert values[0].get("note", values[0]) == plain
@@ -270,6 +268,17 @@ def test_a_snapshot_is_another_for_another_state_of_the_checkout(tmp_path, monke
         taken.append(take_snapshot(tmp_path / "code", tmp_path / "conf"))
     assert [read_json(folder / GIT_STATE)["sha"] for folder in taken] == ["one", "two", "two"]
     assert len(set(taken)) == 2
+
+
+def test_metrics_are_json_whatever_they_are(compose, tmp_path):
+    """JSON has no NaN; an older run's lines that have some become JSON as well."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    with Run.open(tmp_path, compose(), []) as run:
+        run.forget_metrics_after(2)
+        run.log_metrics({"step": 3, "loss": math.inf, "grad_norm": -math.inf, "eval_loss": math.nan, "rate": 1.5})
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 1, "loss": null}\n{"step": 3, "loss": "inf", "grad_norm": "-inf", "eval_loss": "nan", "rate": 1.5}\n'
+    )
 
 
 def test_differences_are_named_by_option():

@@ -213,6 +213,8 @@ class TrainExtras:
     eval_generation_examples: int | None = None  # answered at each evaluation; null: 200 if a metric needs them
     early_stopping_patience: int | None = None  # end after so many evaluations without a better one; null: never
     tokens_per_batch: int | None = None  # a process's batch, padding included; null: per_device_train_batch_size
+    on_divergence: str = "stop"  # stop | rewind: a loss or gradient that is not finite; to the last good checkpoint
+    most_rewinds: int = 3  # of a run, each with half of the learning rate of before
 
 
 @dataclass

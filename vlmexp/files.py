@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,12 @@ def write_json(path: Path, value: Any) -> None:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Replace the file by one JSON value a line."""
     write_text(path, "".join(json_text(row) + "\n" for row in rows))
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A row of numbers and text as a line of JSON, which has no NaN and no infinity: they become text ("nan")."""
+    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json_text(plain) + "\n"
 
 
 def through_json(value: Any) -> Any:

@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 from vlmexp import __version__, distributed, provenance
 from vlmexp.config import Config
 from vlmexp.errors import UserError
-from vlmexp.files import digest, json_text, read_json, read_jsonl, through_json, write_json, write_text
+from vlmexp.files import digest, json_line, read_json, read_jsonl, through_json, write_json, write_text
 from vlmexp.interruption import Interruption, Preempted
 from vlmexp.storage import storage_error
 from vlmexp.tracking.tracker import Tracker
@@ -318,13 +318,13 @@ class Run:
         """Append one line to metrics.jsonl."""
         if self.is_main:
             with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json_text(values) + "\n")
+                file.write(json_line(values))
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that are about to be repeated from a checkpoint."""
         rows = [row for row in read_jsonl(self.path("metrics.jsonl")) if row["step"] <= step]
         if self.is_main:
-            write_text(self.path("metrics.jsonl"), "".join(json_text(row) + "\n" for row in rows))
+            write_text(self.path("metrics.jsonl"), "".join(map(json_line, rows)))
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_S):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -131,6 +132,8 @@ def test_progress(sweep):
     standing = sweep.standings({"7": "RUNNING"})[0]
     assert (standing.step, standing.steps, standing.loss) == (20, 40, 1.5)
     assert standing.remaining_s == pytest.approx(200, rel=0.05)
+    (directory / "metrics.jsonl").write_text('{"step": 20, "loss": "nan"}\n')
+    assert math.isnan(sweep.standings({"7": "RUNNING"})[0].loss)
 
 
 def test_numbers_stay_with_their_overrides(sweep):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmexp.files import read_json
+from vlmexp.files import read_json, read_jsonl
+from vlmexp.runs import Run
 
 SMALL = [
     "stage=train", "dataset=files", "dataset.splits.validation=null", "dataset.validation_fraction=0.2", "threads=1",
@@ -43,3 +44,47 @@ def cut_after(tmp_path):
         return directory
 
     return cut
+
+
+@pytest.fixture
+def trained(small, tmp_path, monkeypatch):
+    """Train in this process, without an export: the Trainer, what was logged, and the weights before and after."""
+    from vlmexp.training import stage
+
+    held: dict = {}
+
+    def build(*args, build_trainer=stage.build_trainer):
+        held["trainer"] = build_trainer(*args)
+        held["before"] = weights(held["trainer"].model)
+        return held["trainer"]
+
+    monkeypatch.setattr(stage, "build_trainer", build)
+    count = iter(range(100))
+
+    def train(*options: str, extra: list[str] = []):  # noqa: B006
+        quick = ["peft.lora_dropout=0", "train.memory_preflight=false", "train.gradient_audit=off"]
+        directory = tmp_path / f"run-{next(count)}"
+        config = small(*quick, *extra, *(f"train.{option}" for option in options))
+        with Run.open(directory, config, []) as run:
+            stage.train_model(config, run)
+        return held["trainer"], read_jsonl(directory / "metrics.jsonl"), held["before"], weights(held["trainer"].model)
+
+    return train
+
+
+def weights(model) -> dict:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def logged(lines: list[dict], name: str = "loss") -> list[tuple[int, float]]:
+    return [(line["step"], line[name]) for line in lines if name in line]
+
+
+@pytest.fixture
+def uneven(vqa_files) -> None:
+    """Let the answers of the small data set have one word to five."""
+    path = vqa_files / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for index, row in enumerate(rows):
+        row["response"] = " ".join([row["response"]] * (index * 7 % 5 + 1))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

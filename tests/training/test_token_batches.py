@@ -166,7 +166,7 @@ def test_examples_longer_than_the_budget_are_named(small, tmp_path):
         (["train.tokens_per_batch=0"], "tokens_per_batch=0 must be at least 1"),
         (["train.tokens_per_batch=many"], "tokens_per_batch"),
         (["train.tokens_per_batch=500", "train.train_sampling_strategy=random"], "group_by_length"),
-        (["train.tokens_per_batch=500", "train.auto_find_batch_size=true"], "leave one of them out"),
+        (["train.tokens_per_batch=500", "train.dataloader_drop_last=true"], "has none to drop"),
     ],
 )
 def test_what_cannot_be(small, options, message):

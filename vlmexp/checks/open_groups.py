@@ -8,37 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vlmexp.checks.training import check_fit, check_ranges
 from vlmexp.checks.values import DTYPES, check_choice
 from vlmexp.config import PARTS, Config, PeftExtras, TrainExtras, library_options, peft_extras, train_extras
 from vlmexp.errors import UserError
-from vlmexp.signatures import check_arguments, check_fields, check_name, popped_names
+from vlmexp.signatures import check_arguments, check_fields, check_name, class_fields, popped_names
 
 SAMPLING_ORDERS = ("random", "group_by_length")
 AUDITS = ("error", "warn", "off")
+ON_DIVERGENCE = ("stop", "rewind")
+RATES_OF_THEIR_OWN = ("reduce_lr_on_plateau", "greedy")  # schedules that follow a metric
 OPTIMIZERS_WITH_OWN_GROUPS = ("galore", "apollo", "lomo", "adalomo")  # beginnings of names of train.optim
-# TrainingArguments that a run decides itself, and what to set instead.
-RESERVED_TRAIN = {
-    "output_dir": "hydra.run.dir",
-    "seed": "seed",
-    "data_seed": "seed",
-    "report_to": "tracking.report_to",
-    "run_name": "tracking.name",
-    "resume_from_checkpoint": "run=<directory>",
-    "hub_token": "the environment variable HF_TOKEN",
-    "push_to_hub": "export.push_to_hub",
-    "hub_model_id": "export.push_to_hub",
-    "hub_private_repo": "export.private",
-    "hub_strategy": "export.push_to_hub",
-    "hub_always_push": "export.push_to_hub",
-    "hub_revision": "export.push_to_hub",
-    "enable_jit_checkpoint": "a plain SIGTERM, at which every run saves its state and ends as preempted,",
-}
-# What TrainingArguments takes without a word, and what then fails or trains nothing.
-LEAST_TRAIN = {
-    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
-    "learning_rate": 0, "num_train_epochs": 0, "weight_decay": 0, "max_grad_norm": 0, "warmup_steps": 0,
-    "dataloader_num_workers": 0,
-}  # fmt: skip
 # Arguments of from_pretrained that have an option of their own.
 RESERVED_MODEL_KWARGS = {
     "revision": "model.revision",
@@ -125,30 +105,30 @@ def _check_generation(config: Config) -> None:
 
 
 def _check_train(config: Config) -> None:
-    for name, instead in RESERVED_TRAIN.items():
-        if name in config.train:
-            raise UserError(f"train.{name} is set by the run itself: use {instead} instead.")
-    for name in ("fsdp", "deepspeed"):
-        if config.train.get(name):
-            raise UserError(
-                f"train.{name}={config.train[name]}: weights are not sharded here, each process holds the whole model "
-                "(accelerate shards on GPUs only, where this has not been run). "
-                "Leave it out; for less memory choose train=low_memory or peft.quantization."
-            )
+    check_fit(config.train, class_fields("transformers", "TrainingArguments"))
     check_fields("train", library_options(config.train, TrainExtras), "transformers", "TrainingArguments")
     check_choice("train.gradient_audit", train_extras(config).gradient_audit, AUDITS)
-    for name, least in LEAST_TRAIN.items():
-        value = config.train.get(name)
-        if value is not None and value < least:
-            raise UserError(f"train.{name}={value} must be at least {least}.")
-    if config.train.get("num_train_epochs") == 0 and config.train.get("max_steps", -1) < 1:
-        raise UserError("train.num_train_epochs=0 trains nothing: set it above 0, or train.max_steps.")
+    _check_divergence(config)
+    check_ranges(config.train)
     order = config.train.get("train_sampling_strategy", "random")
     check_choice("train.train_sampling_strategy", order, SAMPLING_ORDERS)
     for name in ("logging_steps", "eval_steps", "save_steps"):
         value = config.train.get(name)
         if value is not None and (value <= 0 or (value >= 1 and value != int(value))):
             raise UserError(f"train.{name}={value} must be a whole number of steps, or a fraction of them below 1.")
+
+
+def _check_divergence(config: Config) -> None:
+    """What is done when a training diverges."""
+    ours, schedule = train_extras(config), config.train.get("lr_scheduler_type")
+    check_choice("train.on_divergence", ours.on_divergence, ON_DIVERGENCE)
+    if ours.most_rewinds < 1:
+        raise UserError(f"train.most_rewinds={ours.most_rewinds} must be at least 1.")
+    if ours.on_divergence == "rewind" and schedule in RATES_OF_THEIR_OWN:
+        raise UserError(
+            f"train.on_divergence=rewind lowers the learning rate, which train.lr_scheduler_type={schedule} sets by "
+            "itself: choose another schedule, or train.on_divergence=stop."
+        )
 
 
 def _check_part_rates(config: Config) -> None:
@@ -225,10 +205,10 @@ def _check_tokens_per_batch(config: Config) -> None:
             f"train.tokens_per_batch={tokens} needs train.train_sampling_strategy=group_by_length: its batches hold "
             "examples of like length."
         )
-    if config.train.get("auto_find_batch_size"):
+    if config.train.get("dataloader_drop_last"):
         raise UserError(
-            f"train.tokens_per_batch={tokens} and train.auto_find_batch_size=true both decide how large batches are: "
-            "leave one of them out."
+            f"train.tokens_per_batch={tokens} leaves no batch unfilled, so train.dataloader_drop_last=true has none to "
+            "drop: leave it out."
         )
 
 

@@ -281,4 +281,4 @@ def _progress(directory: Path, record: Mapping[str, Any]) -> tuple[int | None, i
     remaining = None
     if step > begun["step"] and step < total:
         remaining = max(0.0, seconds / (step - begun["step"]) * (total - step) - (time.time() - written))
-    return step, total, rows[-1]["loss"], remaining
+    return step, total, float(rows[-1]["loss"]), remaining  # "nan" is text there

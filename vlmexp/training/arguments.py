@@ -41,10 +41,10 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
         run.note_fallback("There is no validation split: training runs without evaluation.")
         options["eval_strategy"] = "no"
     # The option's name in transformers since 5.20; the old one still works there, with a warning.
-    if "gradient_checkpointing" in options:
-        options["activation_checkpointing"] = options.pop("gradient_checkpointing")
-    if "gradient_checkpointing_kwargs" in options:
-        options["activation_checkpointing_kwargs"] = options.pop("gradient_checkpointing_kwargs")
+    # Where both are given the new one counts: conf/train sets the old one.
+    for name in ("checkpointing", "checkpointing_kwargs"):
+        if f"gradient_{name}" in options:
+            options.setdefault(f"activation_{name}", options.pop(f"gradient_{name}"))
     if options.get("activation_checkpointing"):
         # Re-entrant checkpointing loses gradients of adapters whose input needs none.
         options.setdefault("activation_checkpointing_kwargs", {"use_reentrant": False})
@@ -55,7 +55,14 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
             seed=config.seed,
             data_seed=config.seed,
             report_to=[],  # MetricsFile reports
-            **{"remove_unused_columns": False, "prediction_loss_only": True, "label_names": ["labels"], **options},
+            label_names=["labels"],
+            # The filter would hide what is not finite, and wait for the device at every batch.
+            **{
+                "remove_unused_columns": False,
+                "prediction_loss_only": True,
+                "logging_nan_inf_filter": False,
+                **options,
+            },
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"train: TrainingArguments refuses its options: {' '.join(str(error).split())}") from None

@@ -104,7 +104,12 @@ class MetricsFile(TrainerCallback):
             elapsed_s, tokens_per_s, data_wait = self.throughput.read()
             examples = self.examples_after(state.global_step) - self.examples_after(self._last_step)
             rate = examples / elapsed_s
-            names = ("loss", *(name for name in logs if name.startswith("learning_rate")), "grad_norm")
+            names = (
+                "loss",
+                *(name for name in logs if name.startswith("learning_rate")),
+                "grad_norm",
+                "num_input_tokens_seen",
+            )
             line |= {name: logs[name] for name in names if name in logs}
             line |= {
                 "samples_per_s": round(rate, 2),
@@ -160,7 +165,7 @@ class ProgressBar(TrainerCallback):
         self._shown: dict[str, str] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and not args.disable_tqdm:
             self._bar = tqdm(
                 total=state.max_steps, initial=state.global_step, desc="train", unit="step", mininterval=0.5
             )

@@ -95,8 +95,8 @@ class MemoryPreflight(TrainerCallback):
     not catch a model whose first example is too large, what other processes take later, or what the optimizer's step
     needs for a moment.
 
-    A training that goes on from a checkpoint has fitted before and is not tried again; nor is one that looks for its
-    batch size itself (`auto_find_batch_size`). Add it before callbacks that measure time.
+    A training that goes on from a checkpoint has fitted before and is not tried again. Add it before callbacks that
+    measure time.
 
     Args:
         train, validation: the examples, with keys that are equal for examples that share a row (None: none do).
@@ -118,7 +118,7 @@ class MemoryPreflight(TrainerCallback):
         self._peak = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step > 0 or args.auto_find_batch_size:
+        if state.global_step > 0:
             return
         started = time.monotonic()
         with undisturbed(self._trainer.model_wrapped):

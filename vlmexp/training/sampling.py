@@ -45,6 +45,23 @@ class EpochSampler(Sampler[int]):
         return self.order(random.Random(f"{self.seed}:{epoch}"))
 
 
+class StoredBatches(Sampler[list[int]]):
+    """Batches of consecutive indices, of which each rank has its share: every index once on one of them.
+
+    Some ranks may have a batch more than others.
+    """
+
+    def __init__(self, count: int, batch_size: int, rank: int, ranks: int) -> None:
+        self.count, self.batch_size = count, batch_size
+        self._starts = range(rank * batch_size, count, ranks * batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(range(start, min(start + self.batch_size, self.count))) for start in self._starts)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+
 def permutation(count: int, rng: random.Random) -> np.ndarray:
     """[count] int32: 0 to count - 1 in random order, in the same one whatever NumPy's version."""
     words = np.frombuffer(rng.randbytes(8 * count), np.uint64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,11 @@ from vlmexp.training.callbacks import (
 )
 from vlmexp.training.checkpoints import is_last, missing_state, newest_complete
 from vlmexp.training.data import TrainingData, examples_after, train_sampler, training_data
+from vlmexp.training.divergence import LOWERED, Diverged, rewind_or_stop, rewinds
 from vlmexp.training.learning_rates import require_parts
+from vlmexp.training.optimizers import check_optimizer
 from vlmexp.training.preflight import MemoryPreflight
+from vlmexp.training.schedule import ScheduleNotes, require_steps
 from vlmexp.training.trainer import VlmTrainer
 
 
@@ -79,7 +83,7 @@ def check_training(config: Config, run: Run) -> None:
     """Build what the libraries check themselves, so that a refused option is known before hours of other work."""
     adapter_config(config)
     questions_to_answer(config)
-    training_arguments(config, run, has_validation=True)
+    check_optimizer(training_arguments(config, run, has_validation=True))
 
 
 def train_model(config: Config, run: Run) -> None:
@@ -99,7 +103,29 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
     collator = build_collator(config, processor)
     data = training_data(config, run, prepared, collator)
+    require_steps(len(data.splits["train"]), arguments)
     scores = answer_scores(config, run, prepared, collator) if arguments.eval_strategy != "no" else None
+    while True:
+        try:
+            return _attempt(config, run, source, processor, collator, data, arguments, scores)
+        except Diverged as diverged:
+            extras = train_extras(config)
+            rewind_or_stop(run, diverged, extras.on_divergence == "rewind", extras.most_rewinds)
+        gc.collect()  # the model that diverged, which its Trainer holds in a circle
+        set_seed(config.seed)
+
+
+def _attempt(
+    config: Config,
+    run: Run,
+    source: ModelSource,
+    processor: ProcessorMixin,
+    collator: Collator,
+    data: TrainingData,
+    arguments: TrainingArguments,
+    scores: AnswerScores | None,
+) -> dict[str, Any]:
+    """From the model as it is loaded, or from the newest checkpoint, to `model/`; raises Diverged."""
     model = model_to_train(config, run, source, processor, collator.prompts([data.splits["train"][0]]))
     trainer = build_trainer(config, run, model, collator, data, arguments, scores)
 
@@ -116,6 +142,9 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
         with run.interruption.deferred():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
+    if trainer.state.global_step == 0:
+        raise UserError("The training made no step, so there is no model to keep: it needs more examples.")
+    trainer.require_finite_weights()
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.config.use_cache = True
     if run.is_main:
@@ -178,11 +207,14 @@ def build_trainer(
         eval_dataset=data.splits.get("validation"),
         train_sampler=sampler,
         learning_rates=part_learning_rates(config),
+        rate_factor=LOWERED ** rewinds(run),
         part_of=part_of,
         score_answers=scores,
         callbacks=[StopWhenTold(run), RoomOnDisk(run)],
     )
     extras = train_extras(config)
+    a_step, chosen = examples_after(sampler, arguments)(1), arguments.max_steps > 0
+    trainer.add_callback(ScheduleNotes(run, len(train), a_step, chosen))
     if extras.memory_preflight:
         rows = {
             split: (fitted, data.keys[split] if collator.share_images else None)

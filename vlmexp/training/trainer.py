@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,11 +13,12 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, seed_worker
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, seed_worker
 
+from vlmexp import distributed
 from vlmexp.collator.sharing import BRANCHES, branch_inputs
 from vlmexp.data.example import Example
 from vlmexp.errors import UserError
@@ -24,8 +26,18 @@ from vlmexp.files import open_to_umask
 from vlmexp.models.modules import DEFAULT_PATTERNS
 from vlmexp.storage import StorageError, size, writing
 from vlmexp.training.checkpoints import is_complete
+from vlmexp.training.divergence import (
+    IDS,
+    Diverged,
+    NamedCollator,
+    StepWatch,
+    all_finite,
+    set_base_rates,
+)
 from vlmexp.training.learning_rates import part_rates, split_groups
+from vlmexp.training.loss import labelled_tokens, smoothed_loss
 from vlmexp.training.room import checkpoint_bytes
+from vlmexp.training.sampling import StoredBatches
 from vlmexp.training.throughput import Throughput
 from vlmexp.training.token_batches import TokenBatches
 from vlmexp.training.workers import WorkedLoaders
@@ -34,9 +46,14 @@ from vlmexp.training.workers import WorkedLoaders
 class VlmTrainer(Trainer):
     """A Trainer with the order of `train_sampler`, stored order in evaluation, and shared image prefixes.
 
+    A loss is a mean over labelled tokens: of all batches and ranks of an optimizer step, and of all of an evaluation. A
+    step whose loss or gradient is not finite is not made, and weights that are not finite are not saved: both raise
+    `Diverged`.
+
     Args:
         train_sampler: the order of the examples, or the batches of this process.
         learning_rates: part of the model -> its own learning rate; what is not in it has `args.learning_rate`.
+        rate_factor: by which all learning rates are multiplied, also those that a checkpoint holds.
         part_of: a parameter's name to its part.
         score_answers: of the model, to metrics that every evaluation has besides its loss.
 
@@ -49,6 +66,7 @@ class VlmTrainer(Trainer):
         *args: Any,
         train_sampler: Sampler[int] | TokenBatches,
         learning_rates: Mapping[str, float] | None = None,
+        rate_factor: float = 1.0,
         part_of: Callable[[str], str] = DEFAULT_PATTERNS.part_of,
         score_answers: Callable[[nn.Module], dict[str, float]] | None = None,
         **kwargs: Any,
@@ -59,7 +77,13 @@ class VlmTrainer(Trainer):
         self._train_sampler = train_sampler
         self._learning_rates, self._part_of = dict(learning_rates or {}), part_of
         self._part_rates: dict[str, float] = {}
+        self._rate_factor, self._watch = rate_factor, StepWatch()
+        self._eval_loader: DataLoader[Any] | None = None
+        self._not_finite: list[str] = []  # the examples in batches of the last evaluation whose loss is not finite
         super().__init__(*args, **kwargs)
+        self._collate: Any = self.data_collator
+        self.data_collator = NamedCollator(self._collate)
+        self.label_smoother = None  # the Trainer's own does not shift the labels of these models
         self._loaders = WorkedLoaders(self.args.seed)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -79,6 +103,9 @@ class VlmTrainer(Trainer):
                 "train.vision_learning_rate and train.projector_learning_rate need an optimizer that the training "
                 "makes itself: take the optimizer out of the DeepSpeed configuration."
             )
+        if is_new:
+            for group in optimizer.param_groups:
+                group["lr"] *= self._rate_factor
         return optimizer
 
     def _get_learning_rate(self) -> float:
@@ -91,8 +118,7 @@ class VlmTrainer(Trainer):
 
     def collated(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """The inputs of a batch, on the CPU."""
-        collator: Any = self.data_collator
-        batch: dict[str, torch.Tensor] = collator(examples)
+        batch: dict[str, torch.Tensor] = self._collate(examples)
         return batch
 
     def rehearse(self, batch: dict[str, torch.Tensor]) -> None:
@@ -113,21 +139,85 @@ class VlmTrainer(Trainer):
             self.compute_loss(self.model_wrapped, self._prepare_inputs(batch), return_outputs=True)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        return super().get_batch_samples(self.throughput.timed(epoch_iterator), num_batches, device)
+        batches, tokens = super().get_batch_samples(self.throughput.timed(epoch_iterator), num_batches, device)
+        self._watch.begin([batch.pop(IDS) for batch in batches])
+        return batches, tokens
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        # Of every model, also of those that take no such number: a step's loss is a mean over all of its tokens.
+        if not batch_samples:
+            return None
+        tokens = torch.stack([labelled_tokens(batch["labels"]) for batch in batch_samples]).sum().to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            tokens = self.accelerator.gather(tokens).sum()
+        return tokens
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self.throughput.count(inputs)
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._watch.add(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Called behind the last backward pass of a step, and before the optimizer's.
+        norm = super()._get_grad_norm(model, grad_norm)
+        bad = self._watch.check(norm, scaled=self.accelerator.scaler is not None)
+        if bad is not None:
+            self.state.global_step += 1
+            rate = self._get_learning_rate()
+            self.log({"loss": bad["loss"], "grad_norm": bad["grad_norm"], "learning_rate": rate})
+            raise Diverged({"step": self.state.global_step, "learning_rate": rate, **bad})
+        return norm
+
+    def require_finite_weights(self) -> None:
+        """Raise `Diverged` if there is something in the trained weights that must not be saved."""
+        model: Any = self.model
+        if not all_finite(parameter for parameter in model.parameters() if parameter.requires_grad):
+            raise Diverged({"step": self.state.global_step})
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self._score_answers is not None:  # before the evaluation's own clock starts
             self._scores = self._score_answers(self.accelerator.unwrap_model(self.model))
-        return super().evaluate(*args, **kwargs)
+        metrics = super().evaluate(*args, **kwargs)
+        if not math.isfinite(metrics["eval_loss"]):
+            record = {"eval_loss": metrics["eval_loss"], "examples": self._not_finite}
+            raise Diverged({"step": self.state.global_step, **record})
+        return metrics
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().evaluation_loop(*args, **kwargs)
-        scores = {f"eval_{name}": value for name, value in self._scores.items()}
-        return output._replace(metrics={**scores, **(output.metrics or {})})
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        if skip_scheduler and self.state.global_step > 0:  # train.eval_on_start of a training that goes on
+            return {}
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The mean loss of a labelled token, each example counted once, whatever the batches and ranks are."""
+        model: Any = self.model
+        for part in list[Any]((model, self.optimizer)):  # some optimizers have weights of their own for evaluation
+            if callable(getattr(part, "eval", None)):
+                part.eval()
+        summed, tokens, bad = 0.0, 0, list[str]()
+        for batch in dataloader:
+            ids = batch.pop(IDS)
+            inputs = self._prepare_inputs(batch)
+            labelled = int(labelled_tokens(inputs["labels"]))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = float(self.compute_loss(model, inputs)) if labelled else 0.0
+            summed, tokens = summed + loss * labelled, tokens + labelled
+            bad = bad if bad or math.isfinite(loss) else ids
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        ranks = distributed.gathered((summed, tokens, bad))
+        self._not_finite = [name for _, _, ids in ranks for name in ids]
+        mean = sum(part for part, _, _ in ranks) / max(1, sum(number for _, number, _ in ranks))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {**self._scores, "loss": mean}.items()}
+        dataset: Any = self.eval_dataset
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))  # type: ignore[arg-type]
 
     def restore_finished(self, checkpoint: Path) -> None:
         """Take weights and state from the last checkpoint of a finished training.
@@ -145,7 +235,9 @@ class VlmTrainer(Trainer):
 
         Raises:
             StorageError: the checkpoint cannot be written. The complete ones of before are untouched.
+            Diverged: it would hold numbers that are not finite.
         """
+        self.require_finite_weights()
         owner: Any = self.model
         folder = Path(str(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         try:
@@ -157,6 +249,12 @@ class VlmTrainer(Trainer):
             if not is_complete(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        rates = list(getattr(self.lr_scheduler, "base_lrs", ()))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._rate_factor != 1:
+            set_base_rates(self.optimizer, self.lr_scheduler, rates)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if isinstance(self.model, PeftModel):
@@ -182,33 +280,39 @@ class VlmTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         if not isinstance(self._train_sampler, TokenBatches):
             return self._loaders.add(super().get_train_dataloader())
-        dataset: Any = self.train_dataset
+        return self._loaders.add(self._ready_made(self.train_dataset, self._train_sampler))
+
+    def _ready_made(self, dataset: Any, batches: Sampler[Any]) -> DataLoader[Any]:
+        """A loader of batches that are this process's own."""
         loader: DataLoader[Any] = DataLoader(
             dataset,
-            batch_sampler=self._train_sampler,
+            batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
             worker_init_fn=partial(
                 seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
             ),
         )
-        # As of one process, since the batches are this process's own: nothing is left to divide.
-        prepared = prepare_data_loader(
+        # As of one process: nothing is left to divide.
+        prepared: DataLoader[Any] = prepare_data_loader(
             loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
         )
-        return self._loaders.add(prepared)
+        return prepared
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        return self._loaders.add(super().get_eval_dataloader(eval_dataset))
+        if self._eval_loader is None:
+            dataset: Any = self.eval_dataset
+            size, rank, ranks = self.args.eval_batch_size, self.args.process_index, self.args.world_size
+            batches = StoredBatches(len(dataset), size, rank, ranks)
+            self._eval_loader = self._loaders.add(self._ready_made(dataset, batches))
+        return self._eval_loader
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any]:
         return self._train_sampler
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
-        return SequentialSampler(eval_dataset)
 
     def compute_loss(
         self,
@@ -217,6 +321,10 @@ class VlmTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        """The sum of the batch's token losses over `num_items_in_batch`, by default its own number of labelled tokens.
+
+        Labels are smoothed in training only: losses of evaluations stay comparable.
+        """
         # A KV cache is of no use here, and the Trainer's own switch does not reach the text model of a VLM.
         inputs = {**inputs, "use_cache": False}
         if BRANCHES in inputs:
@@ -224,4 +332,16 @@ class VlmTrainer(Trainer):
             if torch.is_autocast_enabled(inputs["input_ids"].device.type):
                 dtype = torch.get_autocast_dtype(inputs["input_ids"].device.type)
             inputs = branch_inputs(model, inputs, dtype)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        if self.model_accepts_loss_kwargs and not smoothing:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)  # the mean over this batch
+        if smoothing:
+            loss = smoothed_loss(outputs.logits, inputs["labels"], smoothing)
+        if num_items_in_batch is not None:
+            loss = loss * (labelled_tokens(inputs["labels"]) / num_items_in_batch)
+            if self.args.average_tokens_across_devices:  # as the gradients' mean over the ranks divides by their number
+                loss = loss * self.accelerator.num_processes
+            if not self.model_accepts_loss_kwargs:  # by which the Trainer divides the loss of such models
+                loss = loss * self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss

@@ -1,0 +1,146 @@
+"""The fields of TrainingArguments that do not fit: which, and what to do instead. All others work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vlmexp.errors import UserError
+
+# What a run decides itself, and what to set instead.
+SET_BY_RUN = {
+    "output_dir": "hydra.run.dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "report_to": "tracking.report_to",
+    "run_name": "tracking.name",
+    "project": "tracking.project",
+    "trackio_space_id": "tracking.report_to",
+    "trackio_bucket_id": "tracking.report_to",
+    "trackio_static_space_id": "tracking.report_to",
+    "resume_from_checkpoint": "run=<directory>",
+    "hub_token": "the environment variable HF_TOKEN",
+    "push_to_hub": "export.push_to_hub",
+    "hub_model_id": "export.push_to_hub",
+    "hub_private_repo": "export.private",
+    "hub_strategy": "export.push_to_hub",
+    "hub_always_push": "export.push_to_hub",
+    "hub_revision": "export.push_to_hub",
+    "enable_jit_checkpoint": "a plain SIGTERM, at which every run saves its state and ends as preempted,",
+    "do_train": "stage=train",
+    "do_eval": "stage=eval_finetuned",
+    "do_predict": "stage=eval_finetuned",
+    "local_rank": "torchrun, accelerate launch or SLURM, which number the processes,",
+    "label_names": "nothing, as the collator names the labels,",
+}
+_ONE_MODEL = (
+    "weights are not sharded here, each process holds the whole model (accelerate shards on GPUs only, where this has "
+    "not been run). Leave it out; for less memory choose train=low_memory or peft.quantization"
+)
+_NO_PREDICTIONS = (
+    "an evaluation within a training keeps a loss and scores answers, never logits; for metrics of answers set "
+    "train.eval_generation_examples"
+)
+_GROUP_IS_THERE = "the processes have found each other before the training begins, with six hours of patience"
+# name -> (the one value that fits, why no other does)
+UNFIT: dict[str, tuple[Any, str]] = {
+    "accelerator_config": (None, "batches are laid out for the processes by the run itself, so that a resume is exact"),
+    "auto_find_batch_size": (
+        False,
+        "it would change the batch in the middle of a run; the memory preflight names the largest that fits, before "
+        "the first step",
+    ),
+    "batch_eval_metrics": (False, _NO_PREDICTIONS),
+    "bf16_full_eval": (False, "an evaluation within a training computes as the training does; set train.bf16"),
+    "dataloader_in_order": (True, "the order of the batches would be left to chance, and no resume could repeat it"),
+    "ddp_backend": (None, _GROUP_IS_THERE),
+    "ddp_timeout": (None, _GROUP_IS_THERE),
+    "debug": ("", "what is not finite is found in every step, with its examples; see train.on_divergence"),
+    "deepspeed": (None, _ONE_MODEL),
+    "eval_accumulation_steps": (None, _NO_PREDICTIONS),
+    "eval_do_concat_batches": (True, _NO_PREDICTIONS),
+    "eval_use_gather_object": (False, _NO_PREDICTIONS),
+    "fp16_full_eval": (False, "an evaluation within a training computes as the training does; set train.fp16"),
+    "fsdp": (None, _ONE_MODEL),
+    "fsdp_config": (None, _ONE_MODEL),
+    "ignore_data_skip": (False, "a resumed training would see examples twice in an epoch, and others not at all"),
+    "include_for_metrics": ([], _NO_PREDICTIONS),
+    "length_column_name": ("length", "lengths are those of the tokens, counted when the data are prepared"),
+    "liger_kernel_config": (None, "Liger's kernels are not used; see train.use_liger_kernel"),
+    "logging_nan_inf_filter": (False, "a loss that is not a number would be logged as the mean of those before it"),
+    "parallelism_config": (None, _ONE_MODEL),
+    "prediction_loss_only": (True, _NO_PREDICTIONS),
+    "remove_unused_columns": (False, "examples have no columns and the model needs all that its collator returns"),
+    "restore_callback_states_from_checkpoint": (
+        False,
+        "a resume goes on exactly without it, and with it the control of a training that was told to end would be back",
+    ),
+    "save_on_each_node": (False, "only rank 0 writes; the run directory must be on a disk that all nodes share"),
+    "skip_memory_metrics": (True, "metrics.jsonl has the memory of every logged step (memory_gib)"),
+    "use_cache": (False, "a training needs no cache of keys and values"),
+    "use_cpu": (False, "all stages run on one device; hide the GPUs with CUDA_VISIBLE_DEVICES= before the command"),
+    "use_liger_kernel": (
+        False,
+        "Liger's kernels for GPUs have not been run with this trainer's shared prefixes and its token averages; leave "
+        "it out",
+    ),
+}  # fmt: skip
+# Names of before transformers 5, and how they are written now.
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "group_by_length": "train_sampling_strategy=group_by_length",
+    "warmup_ratio": "warmup_steps, below 1 a share of all steps",
+    "no_cuda": "nothing; hide the GPUs with CUDA_VISIBLE_DEVICES= before the command",
+    "logging_dir": "tracking=tensorboard, which writes into the run directory",
+    "save_safetensors": "nothing; weights are always saved so",
+    "overwrite_output_dir": "nothing; every run has a directory of its own",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "include_tokens_per_second": "nothing; metrics.jsonl always has tokens_per_s",
+    "torchdynamo": "torch_compile_backend",
+}
+# What TrainingArguments takes without a word, and what then fails or trains nothing.
+LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "learning_rate": 0, "num_train_epochs": 0, "weight_decay": 0, "max_grad_norm": 0, "warmup_steps": 0,
+    "dataloader_num_workers": 0, "label_smoothing_factor": 0, "eval_delay": 0, "neftune_noise_alpha": 0,
+}  # fmt: skip
+_LOW_RANK = ("galore", "apollo")  # beginnings of names of optimizers that take optim_target_modules
+
+
+def check_fit(train: Mapping[str, Any], fields: Collection[str]) -> None:
+    """Refuse fields of TrainingArguments, or values of theirs, that do not fit; `fields` are those there are."""
+    for name, instead in SET_BY_RUN.items():
+        if name in train:
+            raise UserError(f"train.{name} is set by the run itself: use {instead} instead.")
+    for name, instead in RENAMED.items():
+        if name in train and name not in fields:
+            raise UserError(f"train.{name}={train[name]}: transformers has no such option any more; use {instead}.")
+    for name, (fits, reason) in UNFIT.items():
+        value = train.get(name, fits)
+        if value is not None and value != fits and (value or fits):
+            raise UserError(f"train.{name}={value}: {reason}.")
+
+
+def check_ranges(train: Mapping[str, Any]) -> None:
+    """Refuse numbers that would fail later, or train nothing or something else."""
+    for name, least in LEAST.items():
+        value = train.get(name)
+        if value is not None and not value >= least:
+            raise UserError(f"train.{name}={value} must be at least {least}.")
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"train.{name}={value} must be a finite number.")
+    smoothing = train.get("label_smoothing_factor") or 0
+    if smoothing >= 1:
+        raise UserError(f"train.label_smoothing_factor={smoothing} must be at least 0 and less than 1.")
+    if train.get("max_steps") == 0:
+        raise UserError("train.max_steps=0 trains nothing: set it above 0, or leave it out for train.num_train_epochs.")
+    if train.get("num_train_epochs") == 0 and train.get("max_steps", -1) < 1:
+        raise UserError("train.num_train_epochs=0 trains nothing: set it above 0, or train.max_steps.")
+    modules, optimizer = train.get("optim_target_modules"), train.get("optim", "adamw_torch")
+    if modules is not None and not str(optimizer).startswith(_LOW_RANK):
+        raise UserError(
+            f"train.optim_target_modules={modules} is for train.optim=galore_adamw and apollo_adamw, and {optimizer} "
+            "has no use for it: leave it out; which weights are trained is peft.target_modules."
+        )
