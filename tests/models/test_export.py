@@ -61,9 +61,12 @@ def test_an_export_is_checked_stated_and_made_again_from_the_adapter(small, tmp_
     assert (exported["dtype"], exported["tied_embeddings"], exported["untied_by_adapter"]) == ("float32", True, False)
     parity = exported["parity"]
     assert parity["checked"]
+    assert parity["trained"] == "in memory"
     assert list(parity["differences"]) == [
-        "merged against trained", "deployment_model against merged", "deployment_model against trained"
+        "model against trained", "merged against trained", "deployment_model against merged",
+        "deployment_model against trained",
     ]  # fmt: skip
+    assert parity["differences"]["model against trained"]["max_abs_difference"] == 0
     assert parity["differences"]["deployment_model against merged"]["max_abs_difference"] == 0
     for difference in parity["differences"].values():
         assert difference["accepted"]
@@ -97,7 +100,7 @@ def test_a_wrong_weight_fails_and_leaves_the_old_folder(small, tmp_path):
     record = read_json(tmp_path / "run" / "run.json")
     assert record["status"] == "failed"
     differences = record["export"]["parity"]["differences"]
-    assert [difference["accepted"] for difference in differences.values()] == [True, False, False]
+    assert [difference["accepted"] for difference in differences.values()] == [True, True, False, False]
     assert sorted(path.name for path in (tmp_path / "run").glob(".deploy*")) == []
 
     unchecked = small("export.writer=tests.models.test_export.write_corrupted", "export.parity_examples=0")
@@ -112,6 +115,73 @@ def test_a_deleted_folder_is_written_by_the_next_attempt(small, tmp_path):
     shutil.rmtree(tmp_path / "run" / "deployment_model")
     run_stage(train, small(), tmp_path / "run")
     assert content(tmp_path / "run" / "deployment_model") == before
+
+
+@pytest.mark.parametrize("kind", ["an adapter", "all weights"])
+def test_a_model_that_is_not_what_was_trained_is_not_exported(small, tmp_path, kind):
+    """The weights in model/ are others than those that were trained: later, in another process, that still shows."""
+    config = small("export.parity_examples=3")
+    if kind == "all weights":
+        config.peft = {"config_class": None}
+    run_stage(train, config, tmp_path / "run")
+    (path,) = (tmp_path / "run" / "model").glob("*.safetensors")
+    weights = load_file(path)
+    name = next(name for name in weights if "layers.2.mlp.down_proj" in name)
+    weights[name] *= 3
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"trained: model against trained: logits differ by up to [\d.]+ where"):
+        run_stage(export, config, tmp_path / "run")
+
+    # A run of before this was kept, or with prompts of its own, has only model/ to go by, and says so.
+    (tmp_path / "run" / "trained_answers.safetensors").unlink()
+    record = run_stage(export, config, tmp_path / "run")
+    assert record["export"]["parity"]["trained"] == "loaded from model/"
+    assert "model against trained" not in record["export"]["parity"]["differences"]
+
+
+@pytest.mark.parametrize("config_class", ["LoraConfig", None])
+def test_a_training_in_mixed_precision_is_compared_in_that_of_its_weights(small, tmp_path, monkeypatch, config_class):
+    """Float32 weights, computed in bfloat16 while they are trained: the logits of that differ by hundreds of steps."""
+    monkeypatch.setattr("vlmexp.training.arguments.has_precision", lambda name: True)
+    config = small("train.bf16=true", "train.use_cpu=true")
+    if config_class is None:
+        config.peft = {"config_class": None}
+    parity = run_stage(train, config, tmp_path / "run")["export"]["parity"]
+    assert parity["differences"]["model against trained"]["max_abs_difference"] < 1e-4
+
+
+def test_an_export_with_other_prompts_says_what_it_goes_by(small, tmp_path):
+    run_stage(train, small("export.parity_examples=3"), tmp_path / "run")
+    record = run_stage(export, small("export.parity_examples=2"), tmp_path / "run")
+    (said,) = record["fallbacks"]
+    assert said.startswith("The trained model was asked other prompts at the end of its training")
+    assert record["export"]["parity"]["trained"] == "loaded from model/"
+
+
+def test_a_start_that_changes_the_base_is_resumed_and_saved_as_plain_lora(small, tmp_path):
+    """A random decomposition comes out otherwise each time; the run goes on with the one that it began with."""
+    config = small(
+        "peft.init_lora_weights=pissa_niter_2", "peft.lora_alpha=16", "train.save_strategy=steps", "train.save_steps=2",
+        "train.max_steps=4", "peft.lora_dropout=0",
+    )  # fmt: skip
+    whole = run_stage(train, config, tmp_path / "run")
+    assert whole["export"]["parity"]["differences"]["model against trained"]["max_abs_difference"] < 1e-4
+    about = read_json(tmp_path / "run" / "model" / "adapter_config.json")
+    assert (about["init_lora_weights"], about["r"], about["lora_alpha"]) == (True, 8, 32)
+    trained = load_file(tmp_path / "run" / "trained_answers.safetensors")
+
+    for path in ("checkpoints/checkpoint-4", "model", "deployment_model"):
+        shutil.rmtree(tmp_path / "run" / path)
+    record = read_json(tmp_path / "run" / "run.json")
+    del record["stages"]["train"], record["stages"]["export"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    seed = "vlmexp.training.stage.set_seed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seed, lambda _: torch.manual_seed(123))
+        again = run_stage(train, config, tmp_path / "run")
+    assert again["stages"]["train"]["resumed_from"] == "checkpoint-2"
+    resumed = load_file(tmp_path / "run" / "trained_answers.safetensors")
+    assert max(float((resumed[name] - trained[name]).abs().max()) for name in trained if "logits" in name) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -141,7 +211,9 @@ def test_all_weights_trained(small, tmp_path):
     config = small()
     config.peft = {"config_class": None}
     record = run_stage(train, config, tmp_path / "run")
-    assert record["export"]["parity"]["differences"].keys() == {"deployment_model against trained"}
+    assert record["export"]["parity"]["differences"].keys() == {
+        "model against trained", "deployment_model against trained"
+    }  # fmt: skip
     assert record["export"]["parity"]["adapter_effect"] is None
     trained, deployed = (
         load_file(tmp_path / "run" / name / "model.safetensors") for name in ("model", "deployment_model")

@@ -18,8 +18,8 @@ KEYS = np.repeat(np.arange(200), 5)
 BUDGET = 2000
 
 
-def of(rows: Rows, *, seed: int = 0, processes: int = 1, process: int = 0, budget: int = BUDGET) -> TokenBatches:
-    return TokenBatches(rows, budget, seed, processes, process)
+def of(rows: Rows, *, seed: int = 0, together: int = 1, budget: int = BUDGET) -> TokenBatches:
+    return TokenBatches(rows, budget, seed, together)
 
 
 SINGLE = single_rows(LENGTHS)
@@ -27,44 +27,40 @@ SHARED = shared_rows(LENGTHS + MEDIA, MEDIA, KEYS, BUDGET)
 
 
 @pytest.mark.parametrize("rows", [SINGLE, SHARED], ids=["single", "shared"])
-@pytest.mark.parametrize("processes", [1, 3])
-def test_an_epoch_is_every_example_once_and_no_batch_exceeds_the_budget(rows, processes):
+@pytest.mark.parametrize("together", [1, 3])
+def test_an_epoch_is_every_example_once_and_no_batch_exceeds_the_budget(rows, together):
     counts = TokenCounts(LENGTHS, np.zeros(1000, int)) if rows is SINGLE else TokenCounts(LENGTHS + MEDIA, MEDIA, KEYS)
-    samplers = [of(rows, processes=processes, process=process) for process in range(processes)]
-    assert len({len(list(sampler)) for sampler in samplers}) == 1
+    sampler = of(rows, together=together)
     for epoch in range(3):
-        for sampler in samplers:
-            sampler.set_epoch(epoch)
-        batches = [batch for together in zip(*samplers, strict=True) for batch in together]
-        assert batches == list(samplers[0].batches(epoch))
-        assert len(batches) == processes * len(samplers[0])
+        batches = list(sampler.batches(epoch))
+        assert len(batches) == sampler.batches_per_epoch
+        assert len(batches) % together == 0
         assert sorted(itertools.chain(*batches)) == list(range(1000))
         assert max(map(counts.tokens, batches)) <= BUDGET
-    assert samplers[0].repeated == 0
 
 
 @pytest.mark.parametrize("rows", [SINGLE, SHARED], ids=["single", "shared"])
 def test_an_epoch_is_a_function_of_seed_and_epoch(rows):
     first = of(rows)
     epochs = [list(first.batches(epoch)) for epoch in range(3)]
-    assert list(first) == epochs[0] == list(of(rows))
+    assert list(first.batches(0)) == epochs[0] == list(of(rows).batches(0))
     assert len({len(batches) for batches in epochs}) == 1
     assert epochs[0] != epochs[1]
     assert {frozenset(b) for b in epochs[0]} != {frozenset(b) for b in epochs[1]}, "batches are drawn anew"
-    assert list(of(rows, seed=1)) != epochs[0]
+    assert list(of(rows, seed=1).batches(0)) != epochs[0]
 
 
 def test_little_is_padding():
     counts = TokenCounts(LENGTHS, np.zeros(1000, int))
-    tokens = sum(map(counts.tokens, of(SINGLE)))
+    tokens = sum(map(counts.tokens, of(SINGLE).batches(0)))
     assert LENGTHS.sum() / tokens > 0.95
-    assert LENGTHS.sum() / (len(of(SINGLE)) * BUDGET) > 0.85
+    assert LENGTHS.sum() / (of(SINGLE).batches_per_epoch * BUDGET) > 0.85
 
 
 def test_batches_of_a_few_examples():
     #         0   1    2   3   4  5
     lengths = [9, 30, 100, 10, 8, 9]
-    batches = list(of(single_rows(lengths), budget=32))
+    batches = list(of(single_rows(lengths), budget=32).batches(0))
     assert batches[0] == [2]  # longer than the budget, and the longest comes first
     assert sorted(map(sorted, batches)) == [[0, 3, 5], [1], [2], [4]]
 
@@ -74,41 +70,37 @@ def test_an_image_with_more_questions_than_the_budget_allows_has_several_rows():
     rows = shared_rows([15, 15, 34, 15, 15, 7], [10, 10, 4, 10, 10, 0], ["a", "a", "b", "a", "a", "c"], budget=21)
     assert [rows.members[a:b].tolist() for a, b in itertools.pairwise(rows.starts)] == [[0, 1], [3, 4], [2], [5]]
     assert rows.tokens.tolist() == [20, 20, 34, 7]
-    assert sorted(map(sorted, of(rows, budget=21))) == [[0, 1], [2], [3, 4], [5]]
+    assert sorted(map(sorted, of(rows, budget=21).batches(0))) == [[0, 1], [2], [3, 4], [5]]
 
 
 def test_processes_take_batches_of_like_length_together():
-    batches = of(SINGLE, processes=2)
+    batches = of(SINGLE, together=2)
     longest = [max(LENGTHS[index] for index in batch) for batch in batches.batches(0)]
     apart = [abs(a - b) for a, b in zip(longest[::2], longest[1::2], strict=True)]
     assert np.mean(apart) < 5
 
 
-@pytest.mark.parametrize(("count", "repeated"), [(4, 0), (5, 3), (3, 1)])
-def test_too_few_rows_for_the_processes_come_twice(count, repeated):
-    samplers = [of(single_rows([90] * count), budget=100, processes=4, process=process) for process in range(4)]
-    assert [sampler.repeated for sampler in samplers] == [repeated] * 4
-    batches = [index for sampler in samplers for (index,) in sampler]
-    assert len(batches) == count + repeated
-    assert set(batches) == set(range(count))
+@pytest.mark.parametrize("count", [1, 3, 4, 5])
+def test_too_few_rows_for_the_processes_come_once_all_the_same(count):
+    batches = list(of(single_rows([90] * count), budget=100, together=4).batches(0))
+    assert sorted(batches) == [[index] for index in range(count)]
 
 
 def test_larger_batches_are_cut_so_that_every_process_has_as_many():
-    samplers = [of(single_rows([10] * 9), budget=50, processes=4, process=process) for process in range(4)]
-    assert sorted(len(batch) for sampler in samplers for batch in sampler) == [2, 2, 2, 3]
+    assert sorted(map(len, of(single_rows([10] * 9), budget=50, together=4).batches(0))) == [2, 2, 2, 3]
 
 
 @pytest.mark.parametrize("rows", [SINGLE, SHARED], ids=["single", "shared"])
-@pytest.mark.parametrize(("processes", "batches_per_step"), [(1, 1), (2, 4)])
-def test_examples_are_counted(rows, processes, batches_per_step):
-    sampler = of(rows, processes=processes)
-    steps = -(-len(sampler) // batches_per_step)
-    sizes = [len(batch) for batch in training_batches(sampler, 2 * processes * len(sampler))]
-    width = batches_per_step * processes
+@pytest.mark.parametrize(("together", "batches_per_step"), [(1, 1), (2, 8)])
+def test_examples_are_counted(rows, together, batches_per_step):
+    sampler = of(rows, together=together)
+    steps = -(-sampler.batches_per_epoch // batches_per_step)
+    sizes = [len(batch) for batch in training_batches(sampler, 2 * sampler.batches_per_epoch)]
     for step in (0, 1, 5, steps - 1):
-        assert sampler.examples_after_steps(step, batches_per_step) == sum(sizes[: step * width])
+        assert sampler.examples_after_steps(step, batches_per_step) == sum(sizes[: step * batches_per_step])
     assert sampler.examples_after_steps(steps, batches_per_step) == 1000
-    assert sampler.examples_after_steps(steps + 1, batches_per_step) == 1000 + sum(sizes[len(sizes) // 2 :][:width])
+    second = sizes[len(sizes) // 2 :][:batches_per_step]
+    assert sampler.examples_after_steps(steps + 1, batches_per_step) == 1000 + sum(second)
 
 
 @pytest.mark.parametrize(("sharing", "workers"), [("auto", 0), ("never", 2)])

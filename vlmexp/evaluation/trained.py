@@ -156,6 +156,9 @@ def load_finetuned(config: Config, source_run: Path, run: Run) -> tuple[PreTrain
     if config.peft.get("config_class") is None:
         whole = dataclasses.replace(source, id=str(folder), revision=None, random_init=False)
         return load_model(whole, run.note_fallback), processor
+    # The commit that the adapter was trained on, whatever the branch holds by now.
+    commit = read_json(source_run / "run.json").get("model", {}).get("commit")
+    source = dataclasses.replace(source, revision=commit or source.revision)
     base = load_model(source, run.note_fallback, config.seed)
     return load_adapter(base, folder), processor  # type: ignore[return-value]  # a PeftModel generates like its model
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from vlmexp import distributed
 from vlmexp.collator.batch import Collator
@@ -23,7 +25,8 @@ from vlmexp.evaluation.answers import answer_limit
 from vlmexp.evaluation.trained import load_finetuned
 from vlmexp.export.cards import write_cards
 from vlmexp.files import new_folder
-from vlmexp.models.adapter import merged, require_mergeable, tied_embeddings
+from vlmexp.models.adapter import merged, tied_embeddings
+from vlmexp.models.adapter_kinds import moves_base
 from vlmexp.models.export import (
     end_answers_with,
     find_writer,
@@ -34,8 +37,16 @@ from vlmexp.models.export import (
     with_auto_classes,
 )
 from vlmexp.models.hub import check_access, push
+from vlmexp.models.kept_answers import KeptAnswers, read_answers
 from vlmexp.models.load import load_model
-from vlmexp.models.parity import MERGE_TOLERANCES, QUANTIZED_TOLERANCE, STORED_TOLERANCES, Parity, greedy_answers
+from vlmexp.models.parity import (
+    MERGE_TOLERANCES,
+    QUANTIZED_TOLERANCE,
+    STORED_TOLERANCES,
+    Answer,
+    Parity,
+    greedy_answers,
+)
 from vlmexp.parts import adapter_config, build_collator, model_source, set_threads
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
@@ -43,6 +54,7 @@ from vlmexp.storage import size, writing
 
 PARITY_BATCH = 4  # the usual eight prompts are two batches, each with padding of its own
 PARITY_TOKENS = 16  # at most, for each answer
+KEPT = "trained_answers.safetensors"  # what the trained model answered before it was saved
 
 
 def export(config: Config, run: Run) -> dict[str, Any]:
@@ -59,7 +71,7 @@ def export(config: Config, run: Run) -> dict[str, Any]:
 def check_export(config: Config) -> None:
     """Raise a UserError, before anything is trained, for what would fail at the end of it."""
     find_writer(config.export.writer, config.model.export_writer)
-    require_mergeable(adapter_config(config))
+    adapter_config(config)
     if config.export.push_to_hub is not None:
         check_access(config.export.push_to_hub)
 
@@ -95,32 +107,38 @@ def _export(config: Config, run: Run) -> None:
     examples = _parity_examples(config, run, collator)
     batches = _batches(collator, examples)
     longest = answer_limit(config, run, prepared_data(config, run), collator, config.evaluation.split).tokens
-    answers = functools.partial(
-        greedy_answers, batches=batches, max_new_tokens=PARITY_TOKENS, pad_id=collator.pad_id, end_id=collator.end_id
-    )
-    on_quantized = None
-    if peft_extras(config).quantization is not None:
+    answers = _answering(collator, batches)
+    quantized = peft_extras(config).quantization is not None
+    said = answers(model)
+    kept = _kept_answers(run, batches)
+    parity, reference = Parity(kept.answers if kept else said, in_memory=kept is not None), "trained"
+    # The precision of the coarser one, where a model that was trained on a GPU is exported on a CPU.
+    rounded = max(model.dtype, kept.dtype if kept else model.dtype, key=STORED_TOLERANCES.__getitem__)
+    if kept:
+        # Whole modules are trained in float32 whatever the model's own precision is, and loaded again in that.
+        rounds = moves_base(config.peft) or config.peft.get("modules_to_save")
+        same = rounded == model.dtype == kept.dtype and not rounds
+        parity.add("model", said, (STORED_TOLERANCES if same else MERGE_TOLERANCES)[rounded])
+    if quantized:
         # What is merged is the base as it was before it was quantised, in the model's dtype.
-        on_quantized = answers(model)
         del model
         _free_memory()
         config = dataclasses.replace(config, peft={**config.peft, "quantization": None})
         model, processor = load_finetuned(config, run.directory, run)
+        reference = "on the full base"
+        parity.add(reference, answers(model), QUANTIZED_TOLERANCE)
     source, dtype = model_source(config), model.dtype
     base_tied = bool(getattr(model.config, "tie_word_embeddings", False))
     loaded_by = {"model": loading(with_auto_classes(source, model.config), model.config)}
     revision = getattr(model.config, "_commit_hash", None) or source.revision
 
-    parity = Parity(answers(model))
-    stored_form_of = "trained"
+    stored_form_of = reference
     if isinstance(model, PeftModel):
         with model.disable_adapter():
-            parity.without_adapter(answers(model))
+            parity.without_adapter(answers(model), reference)
         model = merged(model)
-        parity.add("merged", answers(model), MERGE_TOLERANCES[dtype])
+        parity.add("merged", answers(model), MERGE_TOLERANCES[rounded], reference)
         stored_form_of = "merged"
-    if on_quantized is not None:
-        parity.add("quantised base", on_quantized, QUANTIZED_TOLERANCE)
     end_answers_with(model, processor.tokenizer, collator.end_id)
     tied = tied_embeddings(model)
     with new_folder(run.path("deployment_model")) as folder:
@@ -133,8 +151,13 @@ def _export(config: Config, run: Run) -> None:
         deployed = load_model(stored, run.note_fallback)
         loaded_by["deployment_model"] = loading(stored, deployed.config, backend)
         said = answers(deployed)
-        parity.add("deployment_model", said, STORED_TOLERANCES[dtype], stored_form_of)
-        parity.add("deployment_model", said, MERGE_TOLERANCES[dtype])
+        parity.add(
+            "deployment_model",
+            said,
+            STORED_TOLERANCES[rounded if stored_form_of == "trained" else dtype],
+            stored_form_of,
+        )
+        parity.add("deployment_model", said, MERGE_TOLERANCES[rounded], reference)
         stored_processor = load_stored_processor(stored, backend, run.note_fallback)
         parity.add_inputs(batches, _batches(build_collator(config, stored_processor), examples))
         run.update(
@@ -159,6 +182,38 @@ def _export(config: Config, run: Run) -> None:
             f"The processor in deployment_model/ gives pixels that differ by up to {parity.input_difference:.3g} from "
             "those that the model was trained on."
         )
+
+
+def keep_answers(config: Config, run: Run, model: PreTrainedModel | PeftModel, collator: Collator) -> None:
+    """Keep what a trained model answers to the prompts of the check, before anything is made of it.
+
+    The export compares with this, in this process or in a later one.
+    """
+    batches = _batches(collator, _parity_examples(config, run, collator))
+    if batches:
+        answers = _answering(collator, batches)(model.eval())
+        with writing(run.path(KEPT)):
+            KeptAnswers([batch["input_ids"] for batch in batches], answers, model.dtype).write(run.path(KEPT))
+
+
+def _kept_answers(run: Run, batches: list[dict[str, torch.Tensor]]) -> KeptAnswers | None:
+    """What the trained model answered to these prompts; None if it was not asked just these."""
+    if not batches or not run.path(KEPT).is_file():
+        return None
+    kept = read_answers(run.path(KEPT))
+    if kept.are_to(batches):
+        return kept
+    run.note_fallback(
+        "The trained model was asked other prompts at the end of its training (export.parity_examples): "
+        "deployment_model/ is compared with model/ as it was loaded again."
+    )
+    return None
+
+
+def _answering(collator: Collator, batches: list[dict[str, torch.Tensor]]) -> Callable[[Any], list[Answer]]:
+    return functools.partial(
+        greedy_answers, batches=batches, max_new_tokens=PARITY_TOKENS, pad_id=collator.pad_id, end_id=collator.end_id
+    )
 
 
 def _parity_examples(config: Config, run: Run, collator: Collator) -> list[Example]:

@@ -12,12 +12,14 @@ from typing import Any
 import peft
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import ModulesToSaveWrapper
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from vlmexp.errors import UserError, closest
+from vlmexp.models.adapter_kinds import require_kept
 from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS, ModulePatterns
 
 
@@ -25,10 +27,11 @@ def peft_config(class_name: str | None, options: Mapping[str, Any]) -> peft.Peft
     """The PEFT configuration of the `peft` group; None for full fine-tuning.
 
     Raises:
-        UserError: the configuration class refuses a value.
+        UserError: the configuration class refuses a value, or such an adapter cannot be kept or merged.
     """
     if class_name is None:
         return None
+    require_kept(class_name, options)
     try:
         config = getattr(peft, class_name)(**options)
     except (TypeError, ValueError) as error:
@@ -47,7 +50,7 @@ def attach(
 
     Raises:
         UserError: the adapter cannot be placed: `target_modules` match nothing, or only what stays frozen; or the
-            model has none of the parts.
+            model has none of the parts; or a layer could not take the adapter up in the end.
     """
     if config is None:
         for name, parameter in model.named_parameters():
@@ -66,15 +69,42 @@ def attach(
     targets = getattr(config, "target_modules", None)
     try:
         adapted = peft.get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        reason = _misplaced(model, targets, modules, train_parts) if targets is not None else ""
+    except (ValueError, TypeError, NotImplementedError, ImportError, RuntimeError, AttributeError) as error:
+        is_placed = targets is None or isinstance(error, ImportError)
+        reason = "" if is_placed else _misplaced(model, targets or (), modules, train_parts)
         unexplained = f"peft: the adapter cannot be attached to {type(model).__name__}: {error}"
         raise UserError(reason or unexplained) from None
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             for own in module.modules_to_save.values():
                 _hold_in_float32(own)
+    _try_to_merge(adapted)
     return adapted
+
+
+def _try_to_merge(model: PeftModel) -> None:
+    """Merge a copy of one layer of each kind, as every layer is merged at the end of a training."""
+    tried = set()
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer) or getattr(model, "is_quantized", False):
+            continue
+        base: Any = layer.get_base_layer()
+        kind = type(layer), type(base), getattr(base, "bias", None) is None
+        if kind in tried:
+            continue
+        try:
+            twin: Any = copy.deepcopy(layer)
+        except RuntimeError:  # weights that are views of another layer's have no copies
+            continue
+        tried.add(kind)
+        try:
+            twin.merge(safe_merge=True)
+        except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"peft: the adapter of {name.removeprefix('base_model.model.')} ({type(base).__name__}) cannot be "
+                f"merged into a deployment_model: {error} Leave such layers out (peft.target_modules), or choose "
+                "other options."
+            ) from None
 
 
 def _hold_in_float32(module: torch.nn.Module) -> None:
@@ -139,6 +169,8 @@ def _misplaced(
             f"peft.target_modules={shown} match only frozen modules ({found}): {wanted} leaves these parts out. "
             "Add them, or choose other target_modules."
         )
+    if any(pattern.fullmatch(name) for name in linear):
+        return ""
     return f"peft.target_modules={shown} match {found}, but PEFT can adapt none of them: name linear layers."
 
 
@@ -180,15 +212,6 @@ def _untie_adapted_embeddings(model: PeftModel) -> None:
     source, output = [getattr(place, "base_layer", place) for place in places]
     if (source, output) != places and getattr(output, "weight", None) is source.weight:
         output.weight = torch.nn.Parameter(output.weight.detach().clone(), requires_grad=False)
-
-
-def require_mergeable(config: peft.PeftConfig | None) -> None:
-    """Raise a UserError for an adapter that no weight can take up."""
-    if config is not None and config.is_prompt_learning:
-        raise UserError(
-            f"peft.config_class={type(config).__name__}: a learned prompt cannot be merged into a deployment_model; "
-            "choose an adapter of weights, such as peft=lora."
-        )
 
 
 def trainable_parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from transformers import (
 
 from vlmexp.errors import UserError
 from vlmexp.files import new_folder, read_json, write_json
+from vlmexp.models.adapter_start import Start, as_plain_lora
 from vlmexp.models.ends import end_ids
 from vlmexp.models.load import EMBEDDED, ModelSource, Note, load_processor
 from vlmexp.storage import writing
@@ -33,15 +34,22 @@ Writer = Callable[[PreTrainedModel, ProcessorMixin, Path], str | None]
 
 
 def save_adapter(
-    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, folder: Path, base: str | None = None
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    folder: Path,
+    base: str | None = None,
+    start: Start | None = None,
 ) -> None:
     """Write adapter (or, without one, the whole model) and processor; the folder appears complete or not at all.
 
     Args:
         base: what adapter_config.json calls the base model, in the place of the path that it was loaded from.
+        start: what the adapter has taken out of the base weights; written is one for the base as it is.
     """
     with writing(folder), new_folder(folder) as temporary:
         model.save_pretrained(str(temporary))
+        if start is not None:
+            as_plain_lora(temporary, start)
         processor.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         if base is not None and (path := temporary / "adapter_config.json").exists():

@@ -140,9 +140,11 @@ class Parity:
 
     Args:
         trained: the answers of the form that was trained; without any, nothing is compared.
+        in_memory: whether that is the trained model itself, or what was saved of it.
     """
 
-    def __init__(self, trained: Sequence[Answer]) -> None:
+    def __init__(self, trained: Sequence[Answer], in_memory: bool = False) -> None:
+        self.in_memory = in_memory
         self.answers: dict[str, Sequence[Answer]] = {"trained": trained}
         self.differences: dict[str, Difference] = {}
         self.adapter_effect: float | None = None
@@ -154,10 +156,10 @@ class Parity:
         if answers and (key := f"{form} against {reference}") not in self.differences:
             self.differences[key] = compare(self.answers[reference], answers, relative_tolerance)
 
-    def without_adapter(self, answers: Sequence[Answer]) -> None:
+    def without_adapter(self, answers: Sequence[Answer], reference: str = "trained") -> None:
         """Keep how much the adapter changes: a check whose tolerance is above it cannot tell the adapter from none."""
         if answers:
-            self.adapter_effect = compare(self.answers["trained"], answers, 0.0).max_abs_difference
+            self.adapter_effect = compare(self.answers[reference], answers, 0.0).max_abs_difference
 
     def add_inputs(self, trained: Sequence[Batch], stored: Sequence[Batch]) -> None:
         """Compare what two processors make of the same examples."""
@@ -176,6 +178,7 @@ class Parity:
         """Everything as plain values."""
         return {
             "checked": bool(self.differences),
+            "trained": "in memory" if self.in_memory else "loaded from model/",
             "adapter_effect": self.adapter_effect,
             "input_difference": self.input_difference,
             "differences": {

@@ -34,15 +34,18 @@ def is_last(checkpoint: Path) -> bool:
     return bool(stopped or state["global_step"] >= state["max_steps"])
 
 
-def missing_state(checkpoint: Path, ranks: int) -> list[str]:
-    """What an exact resume needs and a checkpoint does not hold: one of `train.save_only_model`, or of other ranks."""
-    rng_files = ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
-    needed = {
-        "the optimizer": ["optimizer.pt"],
-        "the learning rate schedule": ["scheduler.pt"],
-        "the random numbers": rng_files,
-    }
-    return [what for what, names in needed.items() if not all((checkpoint / name).exists() for name in names)]
+def written_by(checkpoint: Path) -> int | None:
+    """How many processes wrote a checkpoint; None if it does not hold their random states (`train.save_only_model`)."""
+    if (checkpoint / "rng_state.pth").exists():
+        return 1
+    return sum(1 for _ in checkpoint.glob("rng_state_*.pth")) or None
+
+
+def missing_state(checkpoint: Path) -> list[str]:
+    """What an exact resume needs and a checkpoint does not hold: one of `train.save_only_model`."""
+    needed = {"the optimizer": "optimizer.pt", "the learning rate schedule": "scheduler.pt"}
+    missing = [what for what, name in needed.items() if not (checkpoint / name).exists()]
+    return missing if written_by(checkpoint) else [*missing, "the random numbers"]
 
 
 def is_complete(checkpoint: Path) -> bool:

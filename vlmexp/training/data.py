@@ -69,7 +69,11 @@ def note_left_out(run: Run, splits: Mapping[str, Fitted]) -> None:
 
 
 def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
-    """Record in run.json how many examples and tokens there are and what the overlong policy did."""
+    """Record in run.json how many examples and tokens there are and what the overlong policy did.
+
+    Raises:
+        UserError: the run has trained on others.
+    """
     about = {
         split: {
             "examples": len(fitted),
@@ -83,19 +87,35 @@ def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
         for split, fitted in splits.items()
     }
     order = "by image" if shared else "by train.train_sampling_strategy"
+    begun = run.record["data"].get("splits", about)["train"]
+    now = about["train"]
+    if changed := [f"{name} {begun[name]} then and {n} now" for name, n in now.items() if begun.get(name, n) != n]:
+        raise UserError(
+            f"{run.directory} began on other examples than its data give now ({', '.join(changed)}): its steps would "
+            "not be those of one training. Start a new run."
+        )
     run.update(data={**run.record["data"], "splits": about, "share_images": shared, "order": order})
 
 
 def train_sampler(
-    config: Config, run: Run, examples: Fitted, keys: np.ndarray, collator: Collator, arguments: TrainingArguments
+    config: Config,
+    run: Run,
+    examples: Fitted,
+    keys: np.ndarray,
+    collator: Collator,
+    arguments: TrainingArguments,
+    together: int,
 ) -> EpochSampler | TokenBatches:
-    """The batches of a training: of so many tokens or of so many examples, and their order."""
-    budget, processes = train_extras(config).tokens_per_batch, arguments.world_size
+    """The batches of a training: of so many tokens or of so many examples, and their order.
+
+    Args:
+        together: how many processes the run began with.
+    """
+    budget = train_extras(config).tokens_per_batch
     if budget is None:
-        if processes > 1 and len(examples) % (arguments.train_batch_size * processes):
-            run.note_fallback("The ranks' last batches of an epoch are filled up with examples from its beginning.")
         order = epoch_order(str(arguments.train_sampling_strategy), examples, keys, collator, arguments)
-        return EpochSampler(order, len(examples), config.seed, arguments.train_batch_size)
+        size, drop_last = arguments.train_batch_size, bool(arguments.dataloader_drop_last)
+        return EpochSampler(order, len(examples), config.seed, size, drop_last)
     lengths, media_lengths = examples.lengths, examples.media_lengths
     rows = shared_rows(lengths, media_lengths, keys, budget) if collator.share_images else single_rows(lengths)
     longer = int((rows.tokens > budget).sum())
@@ -104,10 +124,7 @@ def train_sampler(
             f"{longer} of {len(examples)} examples are longer than train.tokens_per_batch={budget}, the longest has "
             f"{rows.tokens.max()} tokens: each is a batch of its own."
         )
-    sampler = TokenBatches(rows, budget, config.seed, processes, arguments.process_index)
-    if sampler.repeated:
-        run.note_fallback(f"{sampler.repeated} batches of an epoch come twice, so that every rank has as many.")
-    return sampler
+    return TokenBatches(rows, budget, config.seed, together)
 
 
 def epoch_order(
@@ -122,10 +139,17 @@ def epoch_order(
 
 
 def examples_after(sampler: EpochSampler | TokenBatches, arguments: TrainingArguments) -> Callable[[int], int]:
-    """How many examples so many steps see, on all ranks together."""
-    if isinstance(sampler, EpochSampler):
-        return lambda steps: steps * examples_per_step(arguments)
-    return lambda steps: sampler.examples_after_steps(steps, arguments.gradient_accumulation_steps)
+    """How many examples so many steps see, on all ranks together; an epoch's last may be short."""
+    batches = arguments.gradient_accumulation_steps * arguments.world_size  # of a step
+    if isinstance(sampler, TokenBatches):
+        return lambda steps: sampler.examples_after_steps(steps, batches)
+
+    def after(steps: int) -> int:
+        epochs, rest = divmod(steps, -(-sampler.batches_per_epoch // batches))
+        seen = min(rest * batches * sampler.batch_size, sampler.examples_per_epoch)
+        return epochs * sampler.examples_per_epoch + seen
+
+    return after
 
 
 def examples_per_step(arguments: TrainingArguments) -> int:

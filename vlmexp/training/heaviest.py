@@ -68,7 +68,7 @@ def heaviest(counts: TokenCounts, batches: Iterable[Sequence[int]]) -> list[list
 
 def training_batches(sampler: EpochSampler | TokenBatches, count: int) -> Iterator[list[int]]:
     """The first `count` batches of a training, those of all processes, epoch after epoch."""
-    for epoch in counted():
+    for epoch in counted() if sampler.batches_per_epoch else ():
         for batch in sampler.batches(epoch):
             if count == 0:
                 return

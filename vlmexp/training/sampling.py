@@ -19,11 +19,13 @@ _CHUNK = 4096  # indices that are Python's integers at a time
 class EpochSampler(Sampler[int]):
     """Yields the indices of one epoch in the given order.
 
-    The Trainer announces each epoch through `set_epoch`; batches are `batch_size` consecutive indices.
+    The Trainer announces each epoch through `set_epoch`; batches are `batch_size` consecutive indices, and fewer at the
+    end of an epoch, which `drop_last` leaves out.
     """
 
-    def __init__(self, order: Order, count: int, seed: int, batch_size: int = 1) -> None:
+    def __init__(self, order: Order, count: int, seed: int, batch_size: int = 1, drop_last: bool = False) -> None:
         self.order, self.count, self.seed, self.epoch, self.batch_size = order, count, seed, 0, batch_size
+        self.drop_last = drop_last
 
     def __iter__(self) -> Iterator[int]:
         order = self._of(self.epoch)
@@ -38,8 +40,18 @@ class EpochSampler(Sampler[int]):
 
     def batches(self, epoch: int) -> Iterator[list[int]]:
         """The batches of an epoch."""
-        order = self._of(epoch)
-        return (order[start : start + self.batch_size].tolist() for start in range(0, len(order), self.batch_size))
+        order, size = self._of(epoch), self.batch_size
+        return (order[place * size : (place + 1) * size].tolist() for place in range(self.batches_per_epoch))
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches an epoch has, those of all processes."""
+        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """How many examples an epoch shows."""
+        return min(self.count, self.batches_per_epoch * self.batch_size)
 
     def _of(self, epoch: int) -> np.ndarray:
         return self.order(random.Random(f"{self.seed}:{epoch}"))

@@ -29,8 +29,10 @@ from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.evaluation.answers import answer_limit, check_decoding
-from vlmexp.export.stage import check_export, export_model, publish
+from vlmexp.export.stage import check_export, export_model, keep_answers, publish
 from vlmexp.models.adapter import attach, trainable_parameters
+from vlmexp.models.adapter_kinds import moves_base
+from vlmexp.models.adapter_start import Start, begin_with, load_start, save_start, start_of
 from vlmexp.models.export import public_id, save_adapter
 from vlmexp.models.fit import check_forward
 from vlmexp.models.load import ModelSource, check_model, commit, load_model
@@ -58,6 +60,13 @@ from vlmexp.training.callbacks import (
     peak_memory_gib,
 )
 from vlmexp.training.checkpoints import is_last, missing_state, newest_complete
+from vlmexp.training.continuing import (
+    EpochsByExamples,
+    keep_steps,
+    note_other_machine,
+    require_same_base,
+    same_base,
+)
 from vlmexp.training.data import TrainingData, examples_after, train_sampler, training_data
 from vlmexp.training.divergence import LOWERED, Diverged, rewind_or_stop, rewinds
 from vlmexp.training.learning_rates import require_parts
@@ -96,18 +105,22 @@ def train_model(config: Config, run: Run) -> None:
 def _train(config: Config, run: Run) -> dict[str, Any]:
     set_threads(config)
     set_seed(config.seed)
-    source = model_source(config)
+    source = same_base(run, model_source(config))
     processor = check_model(source, run.note_fallback)
     check_decoding(config, processor)
     prepared = prepared_data(config, run)
     arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
+    checkpoint = distributed.gathered(newest_complete(run.path("checkpoints")) if run.is_main else None)[0]
+    note_other_machine(run, arguments)
+    whole_batches = train_extras(config).tokens_per_batch is not None or bool(arguments.dataloader_drop_last)
+    begun_with = keep_steps(run, arguments, checkpoint, whole_batches)
     collator = build_collator(config, processor)
     data = training_data(config, run, prepared, collator)
     require_steps(len(data.splits["train"]), arguments)
     scores = answer_scores(config, run, prepared, collator) if arguments.eval_strategy != "no" else None
     while True:
         try:
-            return _attempt(config, run, source, processor, collator, data, arguments, scores)
+            return _attempt(config, run, source, processor, collator, data, arguments, scores, begun_with)
         except Diverged as diverged:
             extras = train_extras(config)
             rewind_or_stop(run, diverged, extras.on_divergence == "rewind", extras.most_rewinds)
@@ -124,17 +137,19 @@ def _attempt(
     data: TrainingData,
     arguments: TrainingArguments,
     scores: AnswerScores | None,
+    begun_with: int,
 ) -> dict[str, Any]:
     """From the model as it is loaded, or from the newest checkpoint, to `model/`; raises Diverged."""
     model = model_to_train(config, run, source, processor, collator.prompts([data.splits["train"][0]]))
-    trainer = build_trainer(config, run, model, collator, data, arguments, scores)
+    start = adapter_start(config, run, model)
+    trainer = build_trainer(config, run, model, collator, data, arguments, scores, begun_with)
 
     checkpoint = distributed.gathered(newest_complete(run.path("checkpoints")) if run.is_main else None)[0]
     run.forget_metrics_after(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
     if checkpoint and is_last(checkpoint):
         trainer.restore_finished(checkpoint)
     else:
-        if checkpoint and (missing := missing_state(checkpoint, distributed.world_size())):
+        if checkpoint and (missing := missing_state(checkpoint)):
             run.note_fallback(
                 f"{checkpoint.name} holds no state of {', '.join(missing)}: that begins anew, and the result is not "
                 "that of an undisturbed training."
@@ -145,10 +160,12 @@ def _attempt(
     if trainer.state.global_step == 0:
         raise UserError("The training made no step, so there is no model to keep: it needs more examples.")
     trainer.require_finite_weights()
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    # In the precision that it is loaded in again, and not in that of the training.
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trained.config.use_cache = True
     if run.is_main:
-        save_adapter(trained, processor, run.path("model"), public_id(source))
+        keep_answers(config, run, trained, collator)
+        save_adapter(trained, processor, run.path("model"), public_id(source), start)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     eval_losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
     return {
@@ -169,6 +186,7 @@ def model_to_train(
 ) -> PreTrainedModel | PeftModel:
     """The model with its adapter, tried on a batch of prompts and described in run.json."""
     patterns = module_patterns(config)
+    base_fingerprint = require_same_base(run, source)
     base = load_model(source, run.note_fallback, config.seed)
     check_forward(source.id, base, processor, batch)
     model = attach(base, adapter_config(config), peft_extras(config).train_parts, patterns)
@@ -178,6 +196,7 @@ def model_to_train(
         model={
             "id": config.model.id,
             "commit": commit(source),
+            "fingerprint": base_fingerprint,
             "class": type(base).__name__,
             "dtype": str(model.dtype).removeprefix("torch."),
             "trainable_parameters": trainable,
@@ -185,6 +204,18 @@ def model_to_train(
         }
     )
     return model
+
+
+def adapter_start(config: Config, run: Run, model: PreTrainedModel | PeftModel) -> Start | None:
+    """What the adapter takes out of the base weights: that of the run's first attempt; None if it takes nothing."""
+    if not moves_base(config.peft) or not isinstance(model, PeftModel):
+        return None
+    path = run.path("checkpoints", "adapter_start.safetensors")
+    if distributed.gathered(path.exists())[0]:
+        begin_with(model, load_start(path))
+    elif run.is_main:
+        save_start(start_of(model), path)
+    return start_of(model)
 
 
 def build_trainer(
@@ -195,10 +226,15 @@ def build_trainer(
     data: TrainingData,
     arguments: TrainingArguments,
     scores: AnswerScores | None,
+    begun_with: int,
 ) -> VlmTrainer:
-    """The Trainer with our order of examples, checks and records."""
+    """The Trainer with our order of examples, checks and records.
+
+    Args:
+        begun_with: how many processes the run's first attempt had.
+    """
     train, part_of = data.splits["train"], module_patterns(config).part_of
-    sampler = train_sampler(config, run, train, data.keys["train"], collator, arguments)
+    sampler = train_sampler(config, run, train, data.keys["train"], collator, arguments, begun_with)
     trainer = VlmTrainer(
         model=model,
         args=arguments,
@@ -225,7 +261,9 @@ def build_trainer(
         trainer.add_callback(GradientAudit(extras.gradient_audit, part_of, run.update))
     if extras.early_stopping_patience is not None:
         trainer.add_callback(StopWithoutBetter(extras.early_stopping_patience))
-    trainer.add_callback(MetricsFile(run, examples_after(sampler, arguments), trainer.throughput))
+    seen = examples_after(sampler, arguments)
+    trainer.add_callback(EpochsByExamples(seen, sampler.examples_per_epoch))
+    trainer.add_callback(MetricsFile(run, seen, trainer.throughput))
     best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
     trainer.add_callback(ProgressBar(scores.names[0] if scores and scores.names and best == "loss" else best))
     trainer.remove_callback(ProgressCallback)

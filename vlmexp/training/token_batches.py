@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from torch.utils.data import Sampler
 
 from vlmexp.training.sampling import grouped, permutation
 
@@ -64,57 +63,55 @@ def shared_rows(
     return Rows(members, np.array([*starts, len(members)]), np.array(tokens, np.int64))
 
 
-class TokenBatches(Sampler[list[int]]):
-    """Yields the batches of one process in one epoch, a pure function of seed and epoch.
+class TokenBatches:
+    """The batches of an epoch, a pure function of seed and epoch.
 
-    Every process gets the same number of batches, and what the processes take at the same time is of like length. If
-    there are too few rows for that, the longest batches come twice (`repeated` of them).
+    `together` batches that follow each other are of like length: so many processes take them at the same time. There
+    are as many batches as they can share equally, unless there are too few rows for that.
 
     Args:
         budget: tokens of a batch, padding included; a single row that is longer is a batch of its own.
     """
 
-    def __init__(self, rows: Rows, budget: int, seed: int, processes: int = 1, process: int = 0) -> None:
-        self.rows, self.budget, self.seed, self.epoch = rows, budget, seed, 0
-        self.processes, self.process = processes, process
+    def __init__(self, rows: Rows, budget: int, seed: int, together: int = 1) -> None:
+        self.rows, self.budget, self.seed, self.together = rows, budget, seed, together
         self._rounded = _rounded_up(rows.tokens)
-        self._cuts = _cut(np.sort(self._rounded)[::-1], budget, processes)
-        batches = len(self._cuts) - 1
-        self.repeated = -batches % processes
-        self._batches = np.resize(np.arange(batches), batches + self.repeated)  # number of the batch in each place
+        self._cuts = _cut(np.sort(self._rounded)[::-1], budget, together)
         self._laid_out: tuple[int, np.ndarray, np.ndarray] | None = None
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._taken(self.epoch, range(self.process, len(self._batches), self.processes))
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches an epoch has, those of all processes."""
+        return len(self._cuts) - 1
 
-    def __len__(self) -> int:
-        return len(self._batches) // self.processes
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    @property
+    def examples_per_epoch(self) -> int:
+        """How many examples an epoch shows: all."""
+        return len(self.rows.members)
 
     def batches(self, epoch: int) -> Iterator[list[int]]:
-        """The batches of all processes in an epoch."""
-        return self._taken(epoch, range(len(self._batches)))
+        """The batches of an epoch, those of all processes."""
+        order, places = self._layout(epoch)
+        members, starts = self.rows.members, self.rows.starts
+        for batch in places.tolist():
+            rows = order[self._cuts[batch] : self._cuts[batch + 1]].tolist()
+            yield [int(index) for row in rows for index in members[starts[row] : starts[row + 1]]]
 
     def examples_after_steps(self, steps: int, batches_per_step: int) -> int:
-        """How many examples all processes see in the first steps of a training; an epoch's last may be short."""
-        epochs, rest = divmod(steps, -(-len(self) // batches_per_step))
-        seen = self._examples(epochs)[: rest * batches_per_step * self.processes]
-        return epochs * len(self.rows.members) + int(seen.sum())
+        """How many examples the first steps of a training see; an epoch's last may be short.
+
+        Args:
+            batches_per_step: of all processes.
+        """
+        epochs, rest = divmod(steps, -(-self.batches_per_epoch // batches_per_step))
+        seen = self._examples(epochs)[: rest * batches_per_step]
+        return epochs * self.examples_per_epoch + int(seen.sum())
 
     def _examples(self, epoch: int) -> np.ndarray:
         """The number of examples of every batch of an epoch."""
         order, places = self._layout(epoch)
         upto = np.concatenate([[0], np.cumsum(np.diff(self.rows.starts)[order])])
         return np.asarray(np.diff(upto[self._cuts])[places])
-
-    def _taken(self, epoch: int, which: range) -> Iterator[list[int]]:
-        order, places = self._layout(epoch)
-        members, starts = self.rows.members, self.rows.starts
-        for batch in places[which.start : which.stop : which.step].tolist():
-            rows = order[self._cuts[batch] : self._cuts[batch + 1]].tolist()
-            yield [int(index) for row in rows for index in members[starts[row] : starts[row + 1]]]
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows in the order in which they are cut into batches, and the number of the batch in each place."""
@@ -124,9 +121,12 @@ class TokenBatches(Sampler[list[int]]):
             order = order[np.argsort(-self._rounded[order], kind="stable")]
             # Neighbours have like lengths: they are the batches that the processes take at the same time. The longest
             # come first: what does not fit into memory should fail at once and not after hours.
-            together = self._batches.reshape(-1, self.processes)
-            later = 1 + permutation(len(together) - 1, rng)
-            self._laid_out = epoch, order, together[np.concatenate([[0], later])].ravel()
+            whole = self.batches_per_epoch // self.together
+            rounds = np.arange(whole * self.together).reshape(whole, self.together)
+            later = 1 + permutation(max(whole - 1, 0), rng)
+            rest = np.arange(whole * self.together, self.batches_per_epoch)
+            places = np.concatenate([rounds[:1].ravel(), rounds[later].ravel(), rest])
+            self._laid_out = epoch, order, places
         return self._laid_out[1:]
 
 
@@ -136,8 +136,8 @@ def _rounded_up(tokens: np.ndarray) -> np.ndarray:
     return np.asarray(-(-tokens // steps) * steps)
 
 
-def _cut(lengths: np.ndarray, budget: int, processes: int) -> np.ndarray:
-    """Where batches of rows begin, and the number of rows; as many batches for each process where that is possible.
+def _cut(lengths: np.ndarray, budget: int, together: int) -> np.ndarray:
+    """Where batches of rows begin, and the number of rows; a multiple of `together` where that is possible.
 
     Args:
         lengths: of the rows, from long to short.
@@ -146,7 +146,7 @@ def _cut(lengths: np.ndarray, budget: int, processes: int) -> np.ndarray:
     while place < len(lengths):
         sizes.append(min(max(1, budget // int(lengths[place])), len(lengths) - place))
         place += sizes[-1]
-    while len(sizes) % processes and max(sizes) > 1:
+    while len(sizes) % together and max(sizes) > 1:
         largest = sizes.index(max(sizes))
         half = sizes[largest] // 2
         sizes[largest : largest + 1] = [sizes[largest] - half, half]

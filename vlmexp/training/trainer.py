@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, seed_worker
 
@@ -25,7 +26,7 @@ from vlmexp.errors import UserError
 from vlmexp.files import open_to_umask
 from vlmexp.models.modules import DEFAULT_PATTERNS
 from vlmexp.storage import StorageError, size, writing
-from vlmexp.training.checkpoints import is_complete
+from vlmexp.training.checkpoints import is_complete, written_by
 from vlmexp.training.divergence import (
     IDS,
     Diverged,
@@ -36,8 +37,9 @@ from vlmexp.training.divergence import (
 )
 from vlmexp.training.learning_rates import part_rates, split_groups
 from vlmexp.training.loss import labelled_tokens, smoothed_loss
+from vlmexp.training.rank_batches import DealtCollator, DealtExamples, RankBatches
 from vlmexp.training.room import checkpoint_bytes
-from vlmexp.training.sampling import StoredBatches
+from vlmexp.training.sampling import EpochSampler, StoredBatches
 from vlmexp.training.throughput import Throughput
 from vlmexp.training.token_batches import TokenBatches
 from vlmexp.training.workers import WorkedLoaders
@@ -51,7 +53,7 @@ class VlmTrainer(Trainer):
     `Diverged`.
 
     Args:
-        train_sampler: the order of the examples, or the batches of this process.
+        train_sampler: the batches of all processes, or an order of the examples that the Trainer itself cuts.
         learning_rates: part of the model -> its own learning rate; what is not in it has `args.learning_rate`.
         rate_factor: by which all learning rates are multiplied, also those that a checkpoint holds.
         part_of: a parameter's name to its part.
@@ -64,7 +66,7 @@ class VlmTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        train_sampler: Sampler[int] | TokenBatches,
+        train_sampler: EpochSampler | TokenBatches | Sampler[int],
         learning_rates: Mapping[str, float] | None = None,
         rate_factor: float = 1.0,
         part_of: Callable[[str], str] = DEFAULT_PATTERNS.part_of,
@@ -278,16 +280,22 @@ class VlmTrainer(Trainer):
         model.load_state_dict(saved.state_dict(), strict=True)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        if not isinstance(self._train_sampler, TokenBatches):
+        batches, examples, collator = self._train_sampler, cast(Any, self.train_dataset), cast(Any, self.data_collator)
+        if not isinstance(batches, EpochSampler | TokenBatches):
             return self._loaders.add(super().get_train_dataloader())
-        return self._loaders.add(self._ready_made(self.train_dataset, self._train_sampler))
+        if isinstance(batches, EpochSampler):
+            batches.batch_size = self._train_batch_size  # which `auto_find_batch_size` lowers
+        # Only where a step's loss is divided by all of its labels may a batch have none.
+        dealt = DealtCollator(collator, without_loss=self.args.average_tokens_across_devices)
+        own = RankBatches(batches, self.args.world_size, self.args.process_index)
+        return self._loaders.add(self._ready_made(DealtExamples(examples), own, dealt))
 
-    def _ready_made(self, dataset: Any, batches: Sampler[Any]) -> DataLoader[Any]:
+    def _ready_made(self, dataset: Any, batches: Sampler[Any], collate: Any) -> DataLoader[Any]:
         """A loader of batches that are this process's own."""
         loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=batches,
-            collate_fn=self.data_collator,
+            collate_fn=collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -308,11 +316,19 @@ class VlmTrainer(Trainer):
             dataset: Any = self.eval_dataset
             size, rank, ranks = self.args.eval_batch_size, self.args.process_index, self.args.world_size
             batches = StoredBatches(len(dataset), size, rank, ranks)
-            self._eval_loader = self._loaders.add(self._ready_made(dataset, batches))
+            self._eval_loader = self._loaders.add(self._ready_made(dataset, batches, self.data_collator))
         return self._eval_loader
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Take the random states of a checkpoint; where other processes wrote it, draw anew, on each something else."""
+        if checkpoint is None or written_by(Path(checkpoint)) in (None, self.args.world_size):
+            super()._load_rng_state(checkpoint)
+        else:
+            text = f"{self.args.seed}:{self.state.global_step}:{self.args.process_index}:{self.args.world_size}"
+            set_seed(random.Random(text).getrandbits(32))
+
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any]:
-        return self._train_sampler
+        return cast(Sampler[Any], self._train_sampler)
 
     def compute_loss(
         self,
@@ -339,7 +355,9 @@ class VlmTrainer(Trainer):
         if smoothing:
             loss = smoothed_loss(outputs.logits, inputs["labels"], smoothing)
         if num_items_in_batch is not None:
-            loss = loss * (labelled_tokens(inputs["labels"]) / num_items_in_batch)
+            labelled = labelled_tokens(inputs["labels"])
+            # A mean over nothing is no number: of a batch that fills a process's place.
+            loss = loss * (labelled / num_items_in_batch) if labelled else outputs.logits.sum() * 0
             if self.args.average_tokens_across_devices:  # as the gradients' mean over the ranks divides by their number
                 loss = loss * self.accelerator.num_processes
             if not self.model_accepts_loss_kwargs:  # by which the Trainer divides the loss of such models
