@@ -81,12 +81,11 @@ def test_the_text_that_a_value_stands_for(value, text):
 
 
 @pytest.fixture
-def as_before(monkeypatch):
-    """The streams and the signal that the command line prepares for itself."""
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
-    handler = signal.getsignal(signal.SIGPIPE)
+def as_before(capsys):
+    """The streams, those of capsys, and the signal that the command line prepares for itself."""
+    streams, handler = (sys.stdout, sys.stderr), signal.getsignal(signal.SIGPIPE)
     yield
+    sys.stdout, sys.stderr = streams
     signal.signal(signal.SIGPIPE, handler)
 
 

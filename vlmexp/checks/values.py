@@ -103,4 +103,4 @@ def check_numbers(config: Config) -> None:
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a value that is none of the choices, and name the one that was probably meant."""
     if value not in choices:
-        raise UserError(f"{option}={value!r} must be one of {', '.join(choices)}{closest(value, choices)}")
+        raise UserError(f"{option}={value!r} must be one of {', '.join(choices)}{closest(str(value), choices)}")
