@@ -18,7 +18,7 @@ BESIDE = """
 stage run threads
 dataset.on_bad_sample dataset.max_bad_share
 evaluation.batch_size evaluation.invariance_examples
-train.gradient_audit train.memory_preflight
+train.gradient_audit train.memory_preflight train.on_divergence train.most_rewinds
 train.per_device_eval_batch_size train.eval_accumulation_steps train.eval_use_gather_object train.eval_do_concat_batches
 train.activation_checkpointing train.gradient_checkpointing train.torch_empty_cache_steps
 train.dataloader_num_workers train.dataloader_pin_memory train.dataloader_persistent_workers
@@ -35,7 +35,7 @@ CHANGING = """
 seed
 dataset.name dataset.version dataset.source dataset.options dataset.splits dataset.validation_fraction
 dataset.test_fraction dataset.split_seed dataset.max_examples dataset.columns dataset.required dataset.train_answer
-dataset.metadata dataset.metrics dataset.max_new_tokens
+dataset.metadata dataset.metrics dataset.max_new_tokens dataset.on_duplicates dataset.convert
 evaluation.split evaluation.max_examples evaluation.metrics evaluation.max_new_tokens evaluation.blind
 evaluation.blind_examples evaluation.generation evaluation.answers evaluation.choices evaluation.max_choices
 evaluation.rank_per_token

@@ -30,6 +30,7 @@ from omegaconf import OmegaConf
 
 from vlmexp import __version__, distributed, provenance
 from vlmexp.config import Config
+from vlmexp.data.options import CHANGES_NO_DATA
 from vlmexp.errors import UserError
 from vlmexp.files import digest, json_line, read_json, read_jsonl, through_json, write_json, write_text
 from vlmexp.interruption import Interruption, Preempted
@@ -47,9 +48,10 @@ _GROUPS_BESIDE = ("stage", "run", "tracking", "export", "preview", "compare", "p
 NOT_IN_KEY = (
     *_GROUPS_BESIDE,
     "dataset.on_bad_sample", "dataset.max_bad_share",  # whether there is a result, but not which
-    "dataset.options.download",
+    *(f"dataset.options.{option}" for option in CHANGES_NO_DATA),
     "evaluation.batch_size", "evaluation.invariance_examples",
     "train.gradient_audit", "train.memory_preflight",
+    "train.on_divergence", "train.most_rewinds",  # what becomes of a training that failed; run.json tells what has
     "train.per_device_eval_batch_size", "train.eval_accumulation_steps", "train.eval_use_gather_object",
     "train.eval_do_concat_batches",
     "train.activation_checkpointing", "train.gradient_checkpointing", "train.torch_empty_cache_steps",

@@ -31,9 +31,10 @@ from filelock import FileLock
 from vlmexp.data.contents import contents_of, shown
 from vlmexp.data.division import divide
 from vlmexp.data.duplicates import Part, near_duplicates, write_duplicates
+from vlmexp.data.options import data_options
 from vlmexp.data.reading import Reading, media_columns
 from vlmexp.data.rows import MediaStore
-from vlmexp.data.sources import Source, data_options, files_read, find_source, input_paths
+from vlmexp.data.sources import Source, files_read, find_source, input_paths
 from vlmexp.data.splits import SPLITS, require_train, resolved_splits, split_rule
 from vlmexp.data.unchanged import first_changed, remember
 from vlmexp.data.verify import Verified, content, stamp, state, verify

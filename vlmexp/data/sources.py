@@ -27,11 +27,6 @@ from vlmexp.errors import UserError, closest, unknown
 from vlmexp.files import read_json
 from vlmexp.quoting import one_text
 
-# Options of any source that decide how and from where data come, and not which: with others they are the same data.
-CHANGES_NO_DATA = (
-    "download", "questions_url", "images_url", "cache_dir", "cache_folder", "num_proc", "num_workers", "workers",
-    "timeout", "retries", "token", "verbose",
-)  # fmt: skip
 Rows = Iterable[dict[str, Any]]
 Source = Callable[..., Mapping[str, Rows]]
 
@@ -257,11 +252,6 @@ def find_source(name: str, options: Mapping[str, Any]) -> Source:
 def _takes_text(parameter: inspect.Parameter) -> bool:
     """Whether an option is annotated as a text, or none."""
     return str(parameter.annotation) in ("str", "str | None", "<class 'str'>")
-
-
-def data_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a source that decide what the data are, and not only how they get here."""
-    return {option: value for option, value in options.items() if option not in CHANGES_NO_DATA}
 
 
 def input_paths(options: Mapping[str, Any]) -> list[Path]:

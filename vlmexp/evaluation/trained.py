@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlmexp.checks import checked
 from vlmexp.config import Config
 from vlmexp.data.example import Example
+from vlmexp.data.options import data_options
 from vlmexp.data.prepare import Prepared, still_prepared
-from vlmexp.data.sources import data_options
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.files import read_json
