@@ -1,8 +1,8 @@
 """Published checkpoints, with tiny layers, through the whole line; skipped where their files or npm are not there.
 
-`VLMEXP_PUBLISHED=all` compares and runs every folder, which takes ten minutes of one core and 11 GB. Without it, folders
-that differ from another in sizes or in little else are left out, parameters are counted where those of LoRA are known
-too, and two families run the whole pipeline.
+`VLMEXP_PUBLISHED=all` compares and runs every folder, which takes ten minutes of one core and 11 GB. Without it,
+folders that differ from another in sizes or in little else are left out, parameters are counted where those of LoRA are
+known too, and two families run the whole pipeline.
 """
 
 from __future__ import annotations
