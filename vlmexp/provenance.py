@@ -34,7 +34,7 @@ def package_versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine as the operating system tells it; the stages add what torch sees."""
+    """The machine as the operating system tells it; which device a model computed on stands with the model."""
     return {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",

@@ -39,7 +39,7 @@ def test_the_whole_line_of_every_family(family, precision, compose, vqa_files, t
     assert record["model"]["dtype"] == precision
     assert record["model"]["device"] == torch.cuda.get_device_name()
     assert record["memory_preflight"]["device"] == "cuda"
-    differences = record["export"]["differences"]
+    differences = record["export"]["parity"]["differences"]
     assert differences
     assert all(difference["accepted"] for difference in differences.values())
 

@@ -33,7 +33,7 @@ from vlmexp.evaluation.trained import as_trained, check_data, find_training_run,
 from vlmexp.files import read_json, write_json, write_jsonl
 from vlmexp.models.checkpoint import fingerprint
 from vlmexp.models.fit import check_forward
-from vlmexp.models.load import check_model, commit, load_model
+from vlmexp.models.load import check_model, commit, device_name, load_model
 from vlmexp.parts import build_collator, model_source, note_texts, refused_share, set_threads
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
@@ -154,6 +154,7 @@ def evaluate_model(
         "refused": len(fitted.refused),
         "model": config.model.id,
         "model_commit": commit(model_source(config)),
+        "device": device_name(model),
         "dataset": dataset.name,
         "data_fingerprint": prepared.fingerprint,
         **({"cut": cut_answers(answers)} if longest else {}),

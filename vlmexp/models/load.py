@@ -172,6 +172,12 @@ def commit(source: ModelSource) -> str | None:
         return checkpoint.commit(source.location, source.revision)
 
 
+def device_name(model: Any) -> str:
+    """What a model computes on: the name of the GPU, or `cpu`."""
+    device = model.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
+
+
 def _config(source: ModelSource) -> PreTrainedConfig:
     with _sentences(source, transformers.AutoConfig):
         values = checkpoint.read_config(source.id, source.location, source.revision)

@@ -35,7 +35,7 @@ from vlmexp.models.adapter_kinds import moves_base
 from vlmexp.models.adapter_start import Start, begin_with, load_start, save_start, start_of
 from vlmexp.models.export import public_id, save_adapter
 from vlmexp.models.fit import check_forward
-from vlmexp.models.load import ModelSource, check_model, commit, load_model
+from vlmexp.models.load import ModelSource, check_model, commit, device_name, load_model
 from vlmexp.parts import (
     adapter_config,
     build_collator,
@@ -199,6 +199,7 @@ def model_to_train(
             "fingerprint": base_fingerprint,
             "class": type(base).__name__,
             "dtype": str(model.dtype).removeprefix("torch."),
+            "device": device_name(model),
             "trainable_parameters": trainable,
             "parameters": total,
         }
