@@ -240,6 +240,7 @@ STAGE_FILES = {
     "training/data.py",
     "training/stage.py",
     "training/callbacks.py",
+    "training/continuing.py",
     "evaluation/stage.py",
     "evaluation/answers.py",
     "evaluation/probes.py",
