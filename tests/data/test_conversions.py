@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlmexp.data.example import letter, lettered
 from vlmexp.data.examples import Examples
+from vlmexp.data.letters import letter, lettered
 from vlmexp.data.literals import is_answers, parsed
 from vlmexp.data.prepare import Prepared, prepare
 from vlmexp.files import read_jsonl

@@ -205,10 +205,9 @@ def evaluate_finetuned(compose, tmp_path, model, processor):
     """Evaluate the tiny model as if it were fine-tuned on test rows; (the evaluation, what run.json notes)."""
 
     def run_stage(rows: list[dict], *overrides: str) -> tuple[dict, list[str]]:
-        for split in ("train", "test"):
-            write_jsonl(tmp_path / f"{split}.jsonl", rows)
-        data = [f"dataset.options.{split}={tmp_path}/{split}.jsonl" for split in ("train", "test")]
-        config = compose("dataset=files", "stage=eval_finetuned", *data, *overrides)
+        write_jsonl(tmp_path / "test.jsonl", rows)
+        file = f"dataset.options.test={tmp_path}/test.jsonl"
+        config = compose("dataset=files", "stage=eval_finetuned", file, *overrides)
         with Run.open(tmp_path / "run", config, []) as run:
             evaluate_model(config, run, model, processor, FINETUNED, ["weights"])
             return read_json(run.path("evaluation", f"{FINETUNED}_evaluation.json")), run.record["fallbacks"]

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
+from vlmexp.data.letters import lettered
 from vlmexp.data.marks import Parts, split_at_marks
 from vlmexp.data.nested import ABSENT, value_at
 from vlmexp.data.turns import Turn, loaded_turns
@@ -179,16 +179,6 @@ def _said(value: Any) -> Any:
     if isinstance(value, dict):
         return next((value[name] for name in ("answer", "text") if name in value), value)
     return plain_text(value)
-
-
-def letter(number: int) -> str:
-    """The letter of a choice, counted from 0: A to Z, then AA, AB and so on."""
-    return ("" if number < 26 else letter(number // 26 - 1)) + ascii_uppercase[number % 26]
-
-
-def lettered(choices: Iterable[str]) -> str:
-    """A line for each choice: `A. red`, `B. green`."""
-    return "\n".join(f"{letter(number)}. {choice}" for number, choice in enumerate(choices))
 
 
 def plain_text(value: Any) -> str:

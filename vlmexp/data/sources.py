@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmexp.data.example import letter, lettered
+from vlmexp.data.letters import letter, lettered
 from vlmexp.data.literals import parsed
 from vlmexp.data.nested import with_nested
 from vlmexp.data.shards import split_files

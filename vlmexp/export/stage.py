@@ -174,9 +174,9 @@ def _export(config: Config, run: Run) -> None:
         )
         if problem := parity.problem():
             is_model = problem.startswith("model against")
-            kept = "What model/ holds is not it either" if is_model else "The adapter in model/ is unharmed"
+            about = "What model/ holds is not it either" if is_model else "The adapter in model/ is unharmed"
             raise UserError(
-                f"deployment_model/ is not written, as it would not be what was trained: {problem} {kept}; "
+                f"deployment_model/ is not written, as it would not be what was trained: {problem} {about}; "
                 "export.parity_examples=0 writes it without this check."
             )
     if parity.input_difference:
