@@ -241,6 +241,7 @@ STAGE_FILES = {
     "training/stage.py",
     "training/callbacks.py",
     "training/continuing.py",
+    "training/rewinding.py",
     "evaluation/stage.py",
     "evaluation/answers.py",
     "evaluation/probes.py",

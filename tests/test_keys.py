@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from vlmexp.config import Config, PeftExtras, TrainExtras
+from vlmexp.data.options import CHANGES_NO_DATA
 from vlmexp.files import write_json
-from vlmexp.runs import Run, affecting_results, config_key, differences, read_config
+from vlmexp.runs import NOT_IN_KEY, Run, affecting_results, config_key, differences, read_config
 from vlmexp.signatures import class_fields
 
 # Groups of which all options are alike.
@@ -84,6 +85,11 @@ def test_every_option_is_known_to_change_a_result_or_not():
     assert sorted(set(known) - set(options())) == [], "these options are gone"
     groups = {field.name for field in dataclasses.fields(Config)}
     assert groups == BESIDE_GROUPS | CHANGING_GROUPS | {name.partition(".")[0] for name in known}
+
+
+def test_options_that_change_no_data_change_no_result():
+    start = "dataset.options."
+    assert {name.removeprefix(start) for name in NOT_IN_KEY if name.startswith(start)} == set(CHANGES_NO_DATA)
 
 
 def changed(values: dict, option: str) -> dict:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import subprocess
-import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vlmexp.main import main
 from vlmexp.quoting import one_text, text_of, typed
 
 LETTERS = [*map(chr, range(32, 127)), *"한é日😀", "\u00a0", "\n", "\t"]
@@ -80,15 +77,6 @@ def test_the_text_that_a_value_stands_for(value, text):
     assert text_of(value) == text
 
 
-@pytest.fixture
-def as_before(capsys):
-    """The streams, those of capsys, and the signal that the command line prepares for itself."""
-    streams, handler = (sys.stdout, sys.stderr), signal.getsignal(signal.SIGPIPE)
-    yield
-    sys.stdout, sys.stderr = streams
-    signal.signal(signal.SIGPIPE, handler)
-
-
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -117,15 +105,12 @@ def as_before(capsys):
     ],
     ids=lambda value: " ".join(value)[:60],
 )  # fmt: skip
-def test_the_command_line_says_what_to_type(arguments, parts, tmp_path, monkeypatch, capsys, as_before):
+def test_the_command_line_says_what_to_type(arguments, parts, tmp_path, cli):
     (tmp_path / "kept,here.jsonl").touch()
     (tmp_path / "loop").symlink_to("loop")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["vlmexp", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
+    done = cli(*arguments)
+    said = done.stderr
+    assert done.returncode == 2
     assert said.count("vlmexp: ") == 1
     assert "Traceback" not in said
     for part in parts:
@@ -143,14 +128,9 @@ def test_the_command_line_says_what_to_type(arguments, parts, tmp_path, monkeypa
     ],
     ids=["word", "zero", "nowhere", "dotenv"],
 )
-def test_an_environment_that_cannot_be(name, value, said, tmp_path, monkeypatch, capsys, as_before):
-    monkeypatch.chdir(tmp_path)
-    if name:
-        monkeypatch.setenv(name, value)
-    else:
+def test_an_environment_that_cannot_be(name, value, said, tmp_path, cli):
+    if not name:
         (tmp_path / ".env").write_bytes(value.encode(errors="surrogateescape"))
-    monkeypatch.setattr("sys.argv", ["vlmexp"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    done = cli(**({name: value} if name else {}))
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -30,7 +30,6 @@ from omegaconf import OmegaConf
 
 from vlmexp import __version__, distributed, provenance
 from vlmexp.config import Config
-from vlmexp.data.options import CHANGES_NO_DATA
 from vlmexp.errors import UserError
 from vlmexp.files import digest, json_line, read_json, read_jsonl, through_json, write_json, write_text
 from vlmexp.interruption import Interruption, Preempted
@@ -48,7 +47,11 @@ _GROUPS_BESIDE = ("stage", "run", "tracking", "export", "preview", "compare", "p
 NOT_IN_KEY = (
     *_GROUPS_BESIDE,
     "dataset.on_bad_sample", "dataset.max_bad_share",  # whether there is a result, but not which
-    *(f"dataset.options.{option}" for option in CHANGES_NO_DATA),
+    # As vlmexp.data.options says, which this file may not import.
+    *(f"dataset.options.{option}" for option in (
+        "download", "questions_url", "images_url", "cache_dir", "cache_folder", "num_proc", "num_workers", "workers",
+        "timeout", "retries", "token", "verbose",
+    )),
     "evaluation.batch_size", "evaluation.invariance_examples",
     "train.gradient_audit", "train.memory_preflight",
     "train.on_divergence", "train.most_rewinds",  # what becomes of a training that failed; run.json tells what has

@@ -89,6 +89,8 @@ def _try_to_merge(model: PeftModel) -> None:
         if not isinstance(layer, BaseTunerLayer) or getattr(model, "is_quantized", False):
             continue
         base: Any = layer.get_base_layer()
+        if any(parameter.is_meta for parameter in base.parameters()):  # a model without weights, to be counted
+            continue
         kind = type(layer), type(base), getattr(base, "bias", None) is None
         if kind in tried:
             continue

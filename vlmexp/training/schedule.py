@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlmexp.errors import UserError
-from vlmexp.runs import Run
 
 FEW_STEPS = 10  # with fewer a schedule that rises or falls is hardly one
 log = logging.getLogger(__name__)
@@ -27,22 +27,25 @@ def require_steps(examples: int, arguments: TrainingArguments) -> None:
 
 
 class ScheduleNotes(TrainerCallback):
-    """Says before the first step what will not come to pass in so few steps, and keeps it in run.json.
+    """Says before the first step what will not come to pass in so few steps.
 
     Args:
+        record: takes `schedule={steps, warmup_steps, notes}`.
         examples: of the train split.
         examples_a_step: on all ranks together.
         steps_were_chosen: whether the number of steps was asked for, as `train.max_steps` does.
     """
 
-    def __init__(self, run: Run, examples: int, examples_a_step: int, steps_were_chosen: bool) -> None:
-        self.run, self._chosen = run, steps_were_chosen
+    def __init__(
+        self, record: Callable[..., None], examples: int, examples_a_step: int, steps_were_chosen: bool
+    ) -> None:
+        self._record, self._chosen = record, steps_were_chosen
         self._examples, self._a_step = examples, examples_a_step
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         warmup = args.get_warmup_steps(state.max_steps)
         notes = self._few(state.max_steps) + out_of_reach(args, state, warmup)
-        self.run.update(schedule={"steps": state.max_steps, "warmup_steps": warmup, "notes": notes})
+        self._record(schedule={"steps": state.max_steps, "warmup_steps": warmup, "notes": notes})
         for note in notes:
             log.warning(note)
 

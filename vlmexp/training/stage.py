@@ -67,11 +67,12 @@ from vlmexp.training.continuing import (
     require_same_base,
     same_base,
 )
-from vlmexp.training.data import TrainingData, examples_after, train_sampler, training_data
-from vlmexp.training.divergence import LOWERED, Diverged, rewind_or_stop, rewinds
+from vlmexp.training.data import TrainingData, examples_after, examples_per_step, train_sampler, training_data
+from vlmexp.training.divergence import Diverged
 from vlmexp.training.learning_rates import require_parts
 from vlmexp.training.optimizers import check_optimizer
 from vlmexp.training.preflight import MemoryPreflight
+from vlmexp.training.rewinding import LOWERED, rewind_or_stop, rewinds
 from vlmexp.training.schedule import ScheduleNotes, require_steps
 from vlmexp.training.trainer import VlmTrainer
 
@@ -250,8 +251,9 @@ def build_trainer(
         callbacks=[StopWhenTold(run), RoomOnDisk(run)],
     )
     extras = train_extras(config)
-    a_step, chosen = examples_after(sampler, arguments)(1), arguments.max_steps > 0
-    trainer.add_callback(ScheduleNotes(run, len(train), a_step, chosen))
+    seen = examples_after(sampler, arguments)
+    a_step = seen(1) if extras.tokens_per_batch else examples_per_step(arguments)
+    trainer.add_callback(ScheduleNotes(run.update, len(train), a_step, arguments.max_steps > 0))
     if extras.memory_preflight:
         rows = {
             split: (fitted, data.keys[split] if collator.share_images else None)
@@ -262,7 +264,6 @@ def build_trainer(
         trainer.add_callback(GradientAudit(extras.gradient_audit, part_of, run.update))
     if extras.early_stopping_patience is not None:
         trainer.add_callback(StopWithoutBetter(extras.early_stopping_patience))
-    seen = examples_after(sampler, arguments)
     trainer.add_callback(EpochsByExamples(seen, sampler.examples_per_epoch))
     trainer.add_callback(MetricsFile(run, seen, trainer.throughput))
     best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
