@@ -15,7 +15,7 @@ from vlmexp.parts import model_source
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
 from vlmexp.tracking.opening import tracked
-from vlmexp.training.stage import check_training, train_model
+from vlmexp.training.stage import check_steps, check_training, train_model
 
 
 def pipeline(config: Config, run: Run) -> dict[str, Any]:
@@ -25,6 +25,7 @@ def pipeline(config: Config, run: Run) -> dict[str, Any]:
     processor = check_model(model_source(config), run.note_fallback)  # a wrong id shows before the data are made
     check_decoding(config, processor)
     download(config, run)
+    check_steps(config, run)
     with tracked(config, run):
         score_base(config, run)
         train_model(config, run)

@@ -7,6 +7,8 @@ import pytest
 from tests.training.test_divergence import run_training
 from vlmexp.errors import UserError
 from vlmexp.files import read_json
+from vlmexp.pipeline import pipeline
+from vlmexp.runs import Run
 from vlmexp.training import stage
 
 
@@ -16,6 +18,13 @@ def test_no_step_is_an_error_before_the_model_is_loaded(small, tmp_path, monkeyp
     with pytest.raises(UserError, match=r"leaves no step to make: 38 training examples .*batch_size=64\. Lower it to"):
         run_training(config, tmp_path / "run")
     assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
+
+
+def test_no_step_is_an_error_before_the_base_model_is_evaluated(small, tmp_path):
+    config = small("stage=pipeline", "train.dataloader_drop_last=true", "train.per_device_train_batch_size=64")
+    with pytest.raises(UserError, match="leaves no step to make"), Run.open(tmp_path / "run", config, []) as run:
+        pipeline(config, run)
+    assert "eval_base" not in read_json(tmp_path / "run" / "run.json")["stages"]
 
 
 @pytest.mark.parametrize(

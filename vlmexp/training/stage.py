@@ -96,6 +96,13 @@ def check_training(config: Config, run: Run) -> None:
     check_optimizer(training_arguments(config, run, has_validation=True))
 
 
+def check_steps(config: Config, run: Run) -> None:
+    """Raise a UserError if the train split is too small for a step, which is known once data are prepared."""
+    prepared = prepared_data(config, run)
+    arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
+    require_steps(len(load_split(config, prepared, "train")), arguments)
+
+
 def train_model(config: Config, run: Run) -> None:
     """Fine-tune and write `model/`, unless this run has done so."""
     if run.stage_result("train") is None:
