@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -38,3 +40,10 @@ def test_videos_are_exchanged_and_not_blanked(tmp_path):
         assert after.videos in {item.videos for item in items}
     with pytest.raises(UserError, match=r"evaluation.blind=blank is for images only"):
         with_blank_images(items, tmp_path)
+
+
+def test_a_copy_under_another_name_is_no_other_image():
+    examples = [example("what?", "a", Path(name), id=name) for name in ("red.png", "copy of red.png", "blue.png")]
+    blinded = with_other_images(examples, seed=0, shown=lambda path: path.stem.split()[-1])
+    assert [row.images[0].name for row in blinded] == ["blue.png", "blue.png", "red.png"]
+    assert with_other_images(examples[:2], seed=0, shown=lambda path: path.stem.split()[-1]) == examples[:2]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -17,28 +17,36 @@ from vlmexp.data.images import image_size
 from vlmexp.errors import UserError
 
 
-def with_other_images(examples: Sequence[Example], seed: int) -> list[Example]:
-    """Each example with the images and videos of another one that has different ones (and as many of them).
+def with_other_images(examples: Sequence[Example], seed: int, shown: Callable[[Path], object] = Path) -> list[Example]:
+    """Each example with the images and videos of another one that show something else (and as many of them).
 
     Examples without any, or without a partner, stay as they are.
+
+    Args:
+        shown: what a file shows: equal for files that show the same.
     """
     rng = random.Random(seed)
-    by_count: dict[tuple[int, int], list[tuple[tuple[Path, ...], tuple[Path, ...]]]] = {}
-    for images, videos in dict.fromkeys((example.images, example.videos) for example in examples):
-        by_count.setdefault((len(images), len(videos)), []).append((images, videos))
+
+    def content(example: Example) -> tuple[tuple[object, ...], tuple[object, ...]]:
+        return tuple(map(shown, example.images)), tuple(map(shown, example.videos))
+
+    # Number of images and of videos -> what they show -> the first example's that shows it.
+    first: dict[tuple[int, int], dict[object, Example]] = {}
+    for example in examples:
+        first.setdefault((len(example.images), len(example.videos)), {}).setdefault(content(example), example)
     # Media that one of their own questions needs smaller are shown so; larger ones might not fit.
     limits = {(e.images, e.videos): e.media_limit for e in examples if e.media_limit is not None}
     result = []
     for example in examples:
-        others = by_count[len(example.images), len(example.videos)]
+        others = first[len(example.images), len(example.videos)]
         if not (example.images or example.videos) or len(others) < 2:
             result.append(example)
             continue
         # A random other entry: skip the example's own place in the list.
-        own, drawn = others.index((example.images, example.videos)), rng.randrange(len(others) - 1)
-        images, videos = others[drawn + (drawn >= own)]
-        limit = limits.get((images, videos))
-        result.append(dataclasses.replace(example, images=images, videos=videos, media_limit=limit))
+        own, drawn = list(others).index(content(example)), rng.randrange(len(others) - 1)
+        other = list(others.values())[drawn + (drawn >= own)]
+        limit = limits.get((other.images, other.videos))
+        result.append(dataclasses.replace(example, images=other.images, videos=other.videos, media_limit=limit))
     return result
 
 

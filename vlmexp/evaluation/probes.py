@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,21 @@ def batch_invariance(
     return {"n": count, "different": len(differences), "differences": differences}
 
 
-def evaluate_blind(asker: Asker, examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, Any] | None:
-    """Score a random sample of the examples with images that are not theirs; None if there are no such images."""
+def evaluate_blind(
+    asker: Asker, examples: Sequence[Example], metrics: Sequence[str], shown: Callable[[Path], object]
+) -> dict[str, Any] | None:
+    """Score a random sample of the examples with images that are not theirs; None if there are no such images.
+
+    Args:
+        shown: what a file shows: equal for files that show the same.
+    """
     config = asker.config
     evaluation = config.evaluation
     count = min(evaluation.blind_examples, len(examples))
     sample = [examples[index] for index in sorted(random.Random(config.seed).sample(range(len(examples)), count))]
     with tempfile.TemporaryDirectory() as folder:
         blinded = (
-            with_other_images(sample, config.seed)
+            with_other_images(sample, config.seed, shown)
             if evaluation.blind == "shuffle"
             else with_blank_images(sample, Path(folder))
         )

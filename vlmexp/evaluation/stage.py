@@ -166,7 +166,8 @@ def evaluate_model(
     if evaluation.invariance_examples and not evaluation.generation.get("do_sample"):
         result["batch_invariance"] = batch_invariance(asker, asked, lengths, predictions)
     if name == FINETUNED and evaluation.blind != "none":
-        blind = evaluate_blind(asker, asked, metrics)
+        shows = prepared.shows()
+        blind = evaluate_blind(asker, asked, metrics, lambda path: shows.get(prepared.name_of(path), path))
         result |= {"blind": blind} if blind else {}
     if run.is_main:
         path = run.path("evaluation", f"{name}_predictions.jsonl")
