@@ -91,8 +91,9 @@ class StepWatch:
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether no number in the tensors is NaN or infinite; read from their device once."""
+    numbers = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     # The largest of all magnitudes: NaN goes through, and nothing as large as the tensor is made.
-    largest = [torch.linalg.vector_norm(t.detach(), ord=math.inf).float() for t in tensors if t.numel()]
+    largest = [torch.linalg.vector_norm(t.detach(), ord=math.inf).float() for t in numbers]
     return not largest or bool(torch.stack([value.to(largest[0].device) for value in largest]).isfinite().all())
 
 
