@@ -97,10 +97,10 @@ def check_training(config: Config, run: Run) -> None:
 
 
 def check_steps(config: Config, run: Run) -> None:
-    """Raise a UserError if the train split is too small for a step, which is known once data are prepared."""
-    prepared = prepared_data(config, run)
-    arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
-    require_steps(len(load_split(config, prepared, "train")), arguments)
+    """Raise a UserError if the train split, which the run has prepared, is too small for a step."""
+    counts, limit = run.record["data"]["counts"], config.dataset.max_examples.get("train")
+    arguments = training_arguments(config, run, has_validation=bool(counts["validation"]))
+    require_steps(min(counts["train"], limit or counts["train"]), arguments)
 
 
 def train_model(config: Config, run: Run) -> None:
