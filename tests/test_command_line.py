@@ -218,7 +218,8 @@ def test_a_failed_run_says_where_its_traceback_is(cli, tmp_path):
 
 # Lower rooms must not reach into higher ones; a part never reaches for a stage or for the run.
 LAYERS = [
-    {"errors", "files", "signatures", "provenance", "interruption", "distributed", "storage", "quoting", "terminal"},
+    {"errors", "files", "signatures", "provenance", "interruption", "distributed", "storage", "quoting", "terminal"}
+    | {"slurm", "standstill"},
     {"config"},
     {"checks"},
     {"runs", "report", "tracking"},

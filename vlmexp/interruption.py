@@ -11,15 +11,24 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any, TypeVar
 
-from vlmexp import distributed
+from vlmexp import distributed, slurm
+from vlmexp.errors import UserError
 
 QUEUE_SIGNAL = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
-_REQUEUED_RANK_WAITS_S = 120.0
+# SLURM's controller may be away for minutes, to come back with all that it knew. A job at its limit has nothing better
+# to do than to wait for it; SLURM ends one that waits too long, or requeues it, as it would have anyway.
+_PATIENCE_S = 600.0
+_ASKS_FOR_S = 30.0
+_PAUSE_S = 5.0
+_RANK_0_FIRST_S = 60.0
+Result = TypeVar("Result")
 
 
 class Preempted(BaseException):
@@ -32,11 +41,15 @@ class Preempted(BaseException):
 
 
 class Interruption:
-    """Listens for the signals; `signal` is the first that came."""
+    """Listens for the signals; `signal` is the first that came, `broke_in` whether it has raised Preempted at once.
+
+    That may be in the middle of a library, which makes another error of it.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._deferred = False
+        self.broke_in = False
+        self._deferred = True
         self._pid = os.getpid()
 
     @classmethod
@@ -50,10 +63,15 @@ class Interruption:
         listened = [signal.SIGTERM, QUEUE_SIGNAL]
         if callable(signal.getsignal(signal.SIGINT)):  # the background jobs of a shell ignore it
             listened.append(signal.SIGINT)
+        held = signal.getsignal(QUEUE_SIGNAL)
         before = {number: signal.signal(number, interruption._receive) for number in listened}
+        if isinstance(held, _HeldBack) and held.came:
+            interruption.signal = QUEUE_SIGNAL
         try:
+            interruption._deferred = False
             yield interruption
         finally:
+            interruption._deferred = True  # all handlers are put back
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -86,6 +104,7 @@ class Interruption:
         if self.signal is None or insists:
             self.signal = number
             if insists or not self._deferred:
+                self.broke_in = True
                 raise Preempted(number)
 
 
@@ -129,35 +148,115 @@ def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
-def back_to_the_queue(number: int) -> None:
+class _HeldBack:
+    """A handler that notes the signal, in the place of submitit's."""
+
+    def __init__(self, requeue: Callable[[int, FrameType | None], Any]) -> None:
+        self.requeue = requeue
+        self.came = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+
+
+def hold_back() -> None:
+    """From now on the queue's signal waits until a run listens, which can say then how far it is.
+
+    submitit's own handler would put the job back at once, as often as it is told to while modules are imported.
+    """
+    requeue = signal.getsignal(QUEUE_SIGNAL)
+    if callable(requeue):
+        signal.signal(QUEUE_SIGNAL, _HeldBack(requeue))
+
+
+def ignore_signals() -> None:
+    """When all is done: Python would have them end the process while it ends itself, and SLURM call the job failed."""
+    for number in (QUEUE_SIGNAL, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def is_in_queue() -> bool:
+    """Whether submitit runs this process as a job that can go back to its queue."""
+    return "SUBMITIT_EXECUTOR" in os.environ and callable(signal.getsignal(QUEUE_SIGNAL))
+
+
+def back_to_the_queue(number: int, at_limit: Callable[[str], None]) -> None:
     """If this job came from submitit and its queue has not decided by itself, have it run again; does not return then.
 
-    SLURM announces a preemption or a time limit while the job's state is still RUNNING. In any other state it has
-    decided already: to requeue the job, or, after scancel, not to. A SIGTERM of a running job that nobody preempts says
-    that another of its ranks has died. Outside SLURM, SIGTERM is a user's wish to stop.
+    SLURM announces a preemption or a time limit while the job runs. Afterwards it has decided: to requeue the job, or,
+    after scancel, not to; only a job that took too long to save has its last moment to be requeued in. A SIGTERM of a
+    running job that nobody preempts says that another of its ranks has died. Outside SLURM, SIGTERM is a user's wish to
+    stop.
 
     Args:
         number: of the signal that came.
+        at_limit: is told on rank 0 of a time limit, in words, and may raise an error if the job is not to run again.
 
     Raises:
-        submitit's UncompletedJobError: the job has been timed out as often as `max_num_timeout` allows.
+        UserError: the job has been timed out as often as `max_num_timeout` allows.
     """
-    requeue = signal.getsignal(QUEUE_SIGNAL)
-    in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
-    if "SUBMITIT_EXECUTOR" not in os.environ or not callable(requeue):
+    if not is_in_queue():
         return
-    if not (_slurm_awaits_us(number) if in_slurm else number == QUEUE_SIGNAL):
+    handler: Any = signal.getsignal(QUEUE_SIGNAL)
+    requeue = handler.requeue if isinstance(handler, _HeldBack) else handler
+    in_slurm = os.environ["SUBMITIT_EXECUTOR"] == "slurm"
+    limit = _limit_in_slurm(number) if in_slurm else _limit_here(number)
+    if limit is None:
         return
-    requeue(QUEUE_SIGNAL, None)
-    if in_slurm:  # only rank 0 requeues; were another rank to end now, SLURM would take the job for a failed one
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(_REQUEUED_RANK_WAITS_S)
+    if limit and distributed.rank() == 0:
+        at_limit(limit)
+    try:
+        _persistently(lambda: requeue(QUEUE_SIGNAL, None), _PATIENCE_S)
+    except RuntimeError:  # submitit's UncompletedJobError
+        raise UserError(
+            "The job has come to its time limit more often than hydra.launcher.max_num_timeout allows, and does not "
+            "start again by itself: stage=resume goes on with it, if you like with another hydra.launcher.timeout_min."
+        ) from None
+    if in_slurm and distributed.rank():
+        _leave_it_to_rank_0()
 
 
-def _slurm_awaits_us(number: int) -> bool:
-    show = subprocess.run(
-        ["scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True, timeout=60
-    )
-    job = dict(word.split("=", 1) for word in show.stdout.split() if "=" in word)
-    is_preempted = job.get("PreemptTime", "None") != "None"
-    return job.get("JobState") == "RUNNING" and (number == QUEUE_SIGNAL or is_preempted)
+def _limit_in_slurm(number: int) -> str | None:
+    """The time limit that ends this job, "" if something else does after which it is to run again, or None.
+
+    If nobody says so, the signal has to. The queue's own is sent for a limit or a preemption, and a job that is started
+    once too often finds its work done. After SIGTERM it is best to wait for SLURM, which ends what a user has cancelled
+    and requeues what it preempts.
+    """
+    is_announced = number == QUEUE_SIGNAL
+    job = _persistently(slurm.this_job, _ASKS_FOR_S if is_announced else _PATIENCE_S)
+    if job is None:
+        return "" if is_announced else None
+    if job.runs and job.is_preempted:
+        return ""
+    return job.time_limit if job.is_out_of_time or (job.runs and is_announced) else None
+
+
+def _limit_here(number: int) -> str | None:
+    """The same of a job without SLURM."""
+    seconds = int(os.environ.get("SUBMITIT_LOCAL_TIMEOUT_S", 0))
+    return f"{seconds // 60} min" if number == QUEUE_SIGNAL else None
+
+
+def _leave_it_to_rank_0() -> None:
+    """Wait until the first rank has put the job back; were another one to end now, SLURM would fail the job.
+
+    A first rank that was still being started has missed the signal, and waits for this one.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_RANK_0_FIRST_S)
+    _persistently(slurm.requeue_this_job, _PATIENCE_S)
+    time.sleep(_PATIENCE_S)
+
+
+def _persistently(act: Callable[[], Result], patience_s: float) -> Result | None:
+    """What `act` returns, as soon as SLURM's controller answers; None if it does not, or refuses for good."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return act()
+        except (slurm.NoAnswer, OSError, subprocess.SubprocessError) as error:
+            print(f"vlmexp: The job cannot go back to its queue yet: {error}", file=sys.stderr, flush=True)
+            if time.monotonic() > until:
+                return None
+            time.sleep(_PAUSE_S)

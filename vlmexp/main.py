@@ -5,6 +5,7 @@ Nothing here imports torch or transformers, so `--help`, `--cfg job` and a misty
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -29,8 +30,10 @@ from vlmexp.config import Config, schema_node, train_extras
 from vlmexp.data.sources import find_source
 from vlmexp.errors import UserError, unknown
 from vlmexp.evaluation.score import metric_names
+from vlmexp.files import read_json
 from vlmexp.interruption import Preempted, back_to_the_queue
-from vlmexp.runs import Run
+from vlmexp.runs import Run, where_it_is
+from vlmexp.standstill import refuse_standstill
 from vlmexp.storage import ImpossibleName, StorageError, storage_error
 from vlmexp.training.best import answered_examples
 
@@ -101,7 +104,7 @@ def job(composed: DictConfig) -> float | None:
     except Preempted as stopped:
         if distributed.rank() == 0:
             print(f"vlmexp: Stopped by {stopped}. Continue with {_argument(directory)}", file=sys.stderr)
-        back_to_the_queue(stopped.signal)
+        back_to_the_queue(stopped.signal, lambda limit: _refuse_standstill(directory, config, limit))
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print(f"\nvlmexp: Interrupted. Continue with {_argument(directory)}", file=sys.stderr)
@@ -188,6 +191,11 @@ def main() -> None:
         if os.environ.get("VLMEXP_TRACEBACK"):
             raise
         stop(storage_error(error, command_line.output_folder(sys.argv[1:])) or error)
+
+
+def _refuse_standstill(directory: Path, config: Config, limit: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it was told before there was one
+        refuse_standstill(directory, where_it_is(directory, read_json(directory / "run.json"), config), limit)
 
 
 def _argument(directory: Path) -> str:

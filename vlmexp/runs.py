@@ -16,6 +16,7 @@ import fcntl
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -32,7 +33,8 @@ from vlmexp import __version__, distributed, provenance
 from vlmexp.config import Config
 from vlmexp.errors import UserError
 from vlmexp.files import digest, json_line, read_json, read_jsonl, through_json, write_json, write_text
-from vlmexp.interruption import Interruption, Preempted
+from vlmexp.interruption import Interruption, Preempted, is_in_queue
+from vlmexp.standstill import shared_folders, where_it_stands
 from vlmexp.storage import storage_error
 from vlmexp.tracking.tracker import Tracker
 
@@ -170,6 +172,12 @@ def finished_runs(root: Path, unfinished: bool = False) -> Iterator[tuple[Path, 
             yield directory, record
 
 
+def where_it_is(directory: Path, record: dict[str, Any], config: Config) -> str:
+    """A digest of all that a run has come to so far, and of the data that it has made or loaded."""
+    folders = shared_folders(Path(config.paths.data).expanduser(), config.dataset.options)
+    return where_it_stands(directory, record["stages"], folders)
+
+
 def now() -> str:
     """The time in UTC, as run.json writes it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -224,9 +232,12 @@ class Run:
             record.pop("error", None)
         record.setdefault("overrides", overrides)
         record["stages"] = _without_running(record["stages"])
-        record["attempts"].append({"stage": config.stage, "overrides": overrides, **_attempt()})
+        began = {"began_at": where_it_is(directory, record, config)} if is_main and is_in_queue() else {}
+        record["attempts"].append({"stage": config.stage, "overrides": overrides, **_attempt(), **began})
         log_name = "train.log" if is_main else f"train-rank{distributed.rank()}.log"
         with Interruption.listening() as interruption, _log_to(directory / log_name, to_terminal=is_main):
+            if interruption.signal is not None:  # it came while modules were imported
+                record["attempts"][-1]["told_at_once"] = True
             run = cls(directory, record, is_main, interruption, decides)
             stop = threading.Event()
             beat = threading.Thread(target=run._beat, args=(stop,), daemon=True)
@@ -236,12 +247,15 @@ class Run:
                     run.path(".reserve").write_bytes(b"\0" * _RESERVE)
                 run.update()
                 beat.start()
+                interruption.check()
                 yield run
                 run._finish("done")
             except BaseException as error:
-                if _outcome(error) == "preempted":
+                if run._outcome(error) == "preempted":
                     run._finish("preempted")
-                    raise
+                    if isinstance(error, Preempted | KeyboardInterrupt):
+                        raise
+                    raise Preempted(interruption.signal or signal.SIGTERM) from error
                 on_disk = storage_error(error, directory)
                 told = on_disk or error
                 run._release_reserve()
@@ -306,7 +320,7 @@ class Run:
         try:
             yield result
         except BaseException as error:
-            entry |= {"status": _outcome(error), "seconds": round(time.monotonic() - started, 3)}
+            entry |= {"status": self._outcome(error), "seconds": round(time.monotonic() - started, 3)}
             with contextlib.suppress(OSError):  # of a full disk, which how the run ended may still fit on
                 self.update(stages={**self.record["stages"], name: entry})
             raise
@@ -342,17 +356,19 @@ class Run:
             with contextlib.suppress(OSError):
                 self.path(".reserve").unlink(missing_ok=True)
 
+    def _outcome(self, error: BaseException) -> str:
+        """What the status of something that ended with this error is."""
+        if isinstance(error, Preempted | KeyboardInterrupt):
+            return "preempted"
+        is_consequence = self.interruption.broke_in and storage_error(error, self.directory) is None
+        return "preempted" if is_consequence else "failed"
+
     def _finish(self, status: str, **values: Any) -> None:
         self._release_reserve()
         attempts = [*self.record["attempts"][:-1], self.record["attempts"][-1] | {"ended": now(), "status": status}]
         outcome = {"status": status, **values} if self.decides else {}
         with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
             self.update(attempts=attempts, **outcome)
-
-
-def _outcome(error: BaseException) -> str:
-    """What the status of something that ended with this error is."""
-    return "preempted" if isinstance(error, Preempted | KeyboardInterrupt) else "failed"
 
 
 def _without_running(stages: dict[str, Any]) -> dict[str, Any]:
@@ -390,7 +406,7 @@ def _attempt() -> dict[str, Any]:
         "started": now(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "job_id": os.environ.get("SUBMITIT_LOCAL_JOB_ID") or os.environ.get("SLURM_JOB_ID"),
         "command": provenance.command_line(sys.argv),
     }
 

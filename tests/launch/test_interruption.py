@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,11 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
+from submitit.core.utils import UncompletedJobError
 
 from tests.conftest import ROOT, cli_environment, only_run
+from vlmexp import interruption, slurm
+from vlmexp.errors import UserError
 from vlmexp.files import read_json, read_jsonl
-from vlmexp.interruption import Interruption, Preempted, interrupt, uninterrupted
+from vlmexp.interruption import Interruption, Preempted, back_to_the_queue, hold_back, interrupt, uninterrupted
 from vlmexp.runs import Run
+from vlmexp.slurm import Job
 
 TRAINING = [
     "stage=train", "threads=1", "train.per_device_train_batch_size=8", "train.gradient_accumulation_steps=1",
@@ -134,6 +139,119 @@ def test_the_run_says_preempted_and_no_further_stage_begins(compose, tmp_path):
         stages()
     record = read_json(tmp_path / "run.json")
     assert (record["status"], record["attempts"][0]["status"], record["stages"]) == ("preempted", "preempted", {})
+    assert "error" not in record
+
+
+@pytest.fixture
+def queue(monkeypatch) -> list[object]:
+    """What submitit's handler of a job's signal was called with."""
+    told: list[object] = []
+
+    def requeue(number: int, frame: object) -> None:
+        told.append(number)
+        raise SystemExit(255)
+
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(interruption, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(interruption, "_ASKS_FOR_S", 0.0)
+    monkeypatch.setattr(interruption, "_PAUSE_S", 0.0)
+    before = signal.signal(signal.SIGUSR2, requeue)
+    yield told
+    signal.signal(signal.SIGUSR2, before)
+
+
+RUNS, COMPLETES = Job(True, False, False, "2:00"), Job(False, False, False, "2:00")
+MAKES_WAY, OUT_OF_TIME = Job(True, True, False, "2:00"), Job(False, False, True, "2:00")
+
+
+@pytest.mark.parametrize(
+    ("number", "job", "limits", "goes_back"),
+    [
+        (signal.SIGUSR2, RUNS, ["2:00"], True),
+        (signal.SIGUSR2, MAKES_WAY, [], True),
+        (signal.SIGUSR2, OUT_OF_TIME, ["2:00"], True),  # it has saved a moment too late
+        (signal.SIGUSR2, COMPLETES, [], False),  # it was cancelled, or requeued by somebody else
+        (signal.SIGUSR2, None, [], True),  # nobody answers: rather once too often than never again
+        (signal.SIGTERM, RUNS, [], False),  # another rank has died
+        (signal.SIGTERM, MAKES_WAY, [], True),
+        (signal.SIGTERM, OUT_OF_TIME, ["2:00"], True),
+        (signal.SIGTERM, COMPLETES, [], False),
+        (signal.SIGTERM, None, [], False),
+    ],
+)
+def test_when_a_job_goes_back_to_its_queue(queue, monkeypatch, number, job, limits, goes_back):
+    def answer() -> Job:
+        if job is None:
+            raise subprocess.TimeoutExpired("squeue", 60)
+        return job
+
+    seen: list[str] = []
+    monkeypatch.setattr(slurm, "this_job", answer)
+    with pytest.raises(SystemExit) if goes_back else contextlib.nullcontext():
+        back_to_the_queue(number, seen.append)
+    assert (seen, bool(queue)) == (limits, goes_back)
+
+
+def test_a_controller_that_is_away_for_a_while(queue, monkeypatch):
+    answers = iter([OSError("busy"), slurm.NoAnswer("no controller"), RUNS])
+    refusals = iter([subprocess.CalledProcessError(1, "scontrol"), SystemExit(255)])
+
+    def next_of(results) -> Job:
+        result = next(results)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(interruption, "_PATIENCE_S", 60.0)
+    monkeypatch.setattr(interruption, "_ASKS_FOR_S", 60.0)
+    monkeypatch.setattr(slurm, "this_job", lambda: next_of(answers))
+    signal.signal(signal.SIGUSR2, lambda number, frame: next_of(refusals))
+    with pytest.raises(SystemExit):
+        back_to_the_queue(signal.SIGUSR2, lambda limit: None)
+    assert (list(answers), list(refusals)) == ([], [])
+
+
+def test_a_job_that_was_timed_out_too_often(queue, monkeypatch):
+    def refuse(number: int, frame: object) -> None:
+        raise UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+    monkeypatch.setattr(slurm, "this_job", lambda: RUNS)
+    signal.signal(signal.SIGUSR2, refuse)
+    with pytest.raises(UserError, match=r"more often than .*max_num_timeout allows"):
+        back_to_the_queue(signal.SIGUSR2, lambda limit: None)
+
+
+def test_what_came_while_modules_were_imported(queue, monkeypatch, compose, tmp_path):
+    """It neither requeues a job whose run says nothing yet, nor is it forgotten."""
+    monkeypatch.setattr(slurm, "this_job", lambda: RUNS)
+    hold_back()
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert queue == []
+    with pytest.raises(Preempted), Run.open(tmp_path, compose(), []):
+        pytest.fail("the run began")
+    assert read_json(tmp_path / "run.json")["status"] == "preempted"
+    with pytest.raises(SystemExit):
+        back_to_the_queue(signal.SIGUSR2, lambda limit: None)
+    assert queue == [signal.SIGUSR2]
+
+
+def test_what_a_library_makes_of_a_signal_is_none_of_its_errors(compose, tmp_path):
+    """It breaks in anywhere: here the second error hides the first, as one in a context manager's end does."""
+
+    def library() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise AttributeError("'NoneType' object has no attribute 'half_done'")
+
+    def stages() -> None:
+        with Run.open(tmp_path, compose(), []) as run, run.stage("train"):
+            library()
+
+    with pytest.raises(Preempted, match="SIGTERM"):
+        stages()
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["stages"]["train"]["status"]) == ("preempted", "preempted")
     assert "error" not in record
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from vlmexp.errors import UserError
 from vlmexp.files import read_jsonl, write_json, write_text
+from vlmexp.launch.checking import check_launcher
 from vlmexp.launch.client import SweepFailed, refuse_failures
 from vlmexp.launch.commands import resume, status, table
 from vlmexp.launch.queues import SlurmQueue
@@ -161,6 +162,13 @@ def test_resume_says_how_to_run_what_failed(ended, capsys):
     )
 
 
+def test_status_says_why_a_point_failed(ended, capsys):
+    record = {"status": "failed", "heartbeat": LONG_AGO, "error": "Standstill: it got nowhere"}
+    write_json(ended.directory / "1" / "run.json", record)
+    status(["stage=status", f"sweep={ended.directory}"])
+    assert capsys.readouterr().out.endswith("\npoint 1 failed: Standstill: it got nowhere\n")
+
+
 def test_a_damaged_record_hides_no_other_point(ended, capsys):
     (ended.directory / "0" / "run.json").write_text('{"status": "do')
     for command in (status, resume):
@@ -200,6 +208,41 @@ def test_a_launcher_without_room_is_refused(sweep, value):
     sweep.plan = Plan("local", {"array_parallelism": 2}, "code", [])
     with pytest.raises(UserError, match=f"hydra.launcher.array_parallelism={value} must be a whole number"):
         resume(["stage=resume", f"sweep={sweep.directory}", f"hydra.launcher.array_parallelism={value}"])
+
+
+@pytest.mark.parametrize(
+    ("option", "part"),
+    [
+        (
+            "timeout_min=5",
+            "timeout_min=5 is too short for hydra.launcher.signal_delay_s=300: .* to 7 or more",
+        ),
+        ("timeout_min=6", "timeout_min=6 is too short"),  # told 300 s, and perhaps 60 s more, before 360 s are over
+        ("timeout_min=1", "timeout_min=1 is too short"),
+        (
+            "signal_delay_s=86340",
+            "timeout_min=1440 is too short for .*signal_delay_s=86340: .* to 1441 or",
+        ),
+        ("signal_delay_s=-1", "signal_delay_s=-1 must be a whole number and at least 0"),
+        ("signal_delay_s=null", "signal_delay_s=None must be a whole number"),
+        ("timeout_min=null", "timeout_min=None must be a whole number and at least 1"),
+        ("timeout_min=7.5", "timeout_min=7.5 must be a whole number"),
+        ("timeout_min=true", "timeout_min=True must be a whole number"),
+        ("max_num_timeout=-1", "max_num_timeout=-1 must be a whole number and at least 0"),
+        ("additional_parameters={time: 2}", "additional_parameters.time=2 would overrule hydra.launcher.timeout_min"),
+        ("additional_parameters={time_min: 2}", "additional_parameters.time_min=2 would overrule"),
+        ("additional_parameters={signal: USR1@9}", "additional_parameters.signal=USR1@9 would .*set .*signal_delay_s"),
+        ("additional_parameters={no-requeue: true}", "additional_parameters.no-requeue=True would overrule"),
+    ],
+)
+def test_a_time_limit_that_leaves_no_time_is_refused(sweep, option, part):
+    settings = {"timeout_min": 1440, "signal_delay_s": 300, "max_num_timeout": 100, "additional_parameters": {}}
+    sweep.plan = Plan("slurm", settings, "code", [])
+    with pytest.raises(UserError, match=rf"hydra\.launcher\.{part}"):
+        resume(["stage=resume", f"sweep={sweep.directory}", f"hydra.launcher.{option}"])
+    check_launcher(settings | {"timeout_min": 7})
+    check_launcher(settings | {"timeout_min": 2, "signal_delay_s": 59})
+    check_launcher({"timeout_min": 1, "cpus_per_task": None})  # of local processes
 
 
 def test_what_to_type_is_for_a_shell(tmp_path):

@@ -16,6 +16,19 @@ from vlmexp.errors import UserError
 from vlmexp.main import check
 
 _LAUNCHERS = "hydra_plugins.vlmexp_launcher."
+_LEAST = {
+    "array_parallelism": 1, "timeout_min": 1, "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "signal_delay_s": 0,
+    "max_num_timeout": 0,
+}  # fmt: skip
+# By so many seconds, says the manual of sbatch, SLURM may send the signal of --signal before its time. What a job needs
+# to start with is not known here; a job that is always stopped before it gets anywhere says so by itself.
+_EARLY_S = 60
+_OPTIONAL = ("cpus_per_task",)
+# What sbatch calls settings of the launcher, without which jobs would not come back from their time limit.
+_OURS_OF_SBATCH = {
+    "time": "timeout_min", "time-min": "timeout_min", "signal": "signal_delay_s", "no-requeue": "max_num_timeout",
+    "array": "array_parallelism",
+}  # fmt: skip
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
@@ -65,11 +78,32 @@ def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[st
 
 
 def check_launcher(settings: Mapping[str, Any] | DictConfig) -> None:
-    """Raise a UserError if a launcher's number is too small: no point would ever start."""
-    for name in ("array_parallelism", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task"):
+    """Raise a UserError for numbers of a launcher with which no point would start, or none would come to its end."""
+    for name, least in _LEAST.items():
         value = settings.get(name)
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise UserError(f"hydra.launcher.{name}={value} must be a whole number and at least 1.")
+        left_out = value is None and (name not in settings or name in _OPTIONAL)
+        if not left_out and not (type(value) is int and value >= least):
+            raise UserError(f"hydra.launcher.{name}={value} must be a whole number and at least {least}.")
+    if "signal_delay_s" in settings:
+        _check_time_limit(settings["timeout_min"], settings["signal_delay_s"])
+    for name, value in (settings.get("additional_parameters") or {}).items():
+        if option := _OURS_OF_SBATCH.get(str(name).replace("_", "-")):
+            raise UserError(
+                f"hydra.launcher.additional_parameters.{name}={value} would overrule "
+                f"hydra.launcher.{option}: leave it out, and set hydra.launcher.{option}."
+            )
+
+
+def _check_time_limit(minutes: int, delay_s: int) -> None:
+    """Raise a UserError if jobs might be told of their time limit as they start, do nothing, and start again."""
+    if 60 * minutes - delay_s > _EARLY_S:
+        return
+    least = (delay_s + _EARLY_S) // 60 + 1
+    raise UserError(
+        f"hydra.launcher.timeout_min={minutes} is too short for hydra.launcher.signal_delay_s={delay_s}: a job is told "
+        f"to save {delay_s} s before its limit, which SLURM may do {_EARLY_S} s too early, so it could be told as it "
+        f"starts. Set hydra.launcher.timeout_min to {least} or more, or lower hydra.launcher.signal_delay_s."
+    )
 
 
 def check_search(config: DictConfig) -> None:

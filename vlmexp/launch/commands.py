@@ -41,12 +41,14 @@ def status(arguments: list[str]) -> None:
     console = Console()
     if not console.is_terminal:
         Console(width=200).print(table(sweep, standings))  # a file or another program wants whole values
+        _report_failures(sweep, standings)
         return
     with Live(table(sweep, standings), console=console, auto_refresh=False) as live:
         while any(standing.status in ("pending", "running") for standing in standings):
             time.sleep(_REFRESH_S)
             standings = current(sweep)
             live.update(table(sweep, standings), refresh=True)
+    _report_failures(sweep, standings)
 
 
 def resume(arguments: list[str]) -> None:
@@ -95,6 +97,14 @@ def resume(arguments: list[str]) -> None:
         given = [text for text in command_line.overrides(arguments) if command_line.key_of(text).startswith(_LAUNCHER)]
         _go_on_searching(sweep, sweep.search, given, sweep.directory / plan.code)
     refuse_failures(sweep, ended)
+
+
+def _report_failures(sweep: Sweep, standings: Sequence[Standing]) -> None:
+    """Say why points have failed."""
+    for standing in standings:
+        words = sweep.last_words(standing)[0] if standing.status == "failed" else ""
+        if words:
+            print(f"point {standing.point.point} failed: {words}")
 
 
 def _report_damage(sweep: Sweep, standings: Sequence[Standing]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from vlmexp.files import read_json
+from vlmexp.interruption import hold_back, ignore_signals
 from vlmexp.launch.sweep import Sweep
 
 GPUS = "VLMEXP_CUDA_VISIBLE_DEVICES"  # what the client of a local sweep may see, if that is not all there is
@@ -28,9 +29,11 @@ class RunPoint:
 
     def __call__(self) -> None:
         """As a job of submitit's."""
+        hold_back()
         _see_gpus()
         _join_ranks()
         self.run()
+        ignore_signals()
 
     def run(self) -> None:
         """In this process, unless the point is done."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,15 +15,26 @@ from typing import Any, Protocol
 
 from vlmexp.errors import UserError
 from vlmexp.files import write_text
-from vlmexp.interruption import on_interrupt
+from vlmexp.interruption import QUEUE_SIGNAL, on_interrupt
 from vlmexp.launch.point import GPUS
 from vlmexp.launch.snapshot import python_environment, shell_lines
 from vlmexp.launch.sweep import ENDING
+from vlmexp.slurm import squeue
 
 # Settings that all of submitit's executors know; what else there is gets the executor's name before it.
 _SHARED = (
     "timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout",
 )  # fmt: skip
+# sbatch prefers these variables to what its script says. A job without the signal or the requeue does not come back.
+_OVERRULING = ("SBATCH_TIMELIMIT", "SBATCH_SIGNAL", "SBATCH_NO_REQUEUE", "SBATCH_ARRAY_INX", "SBATCH_OPEN_MODE")
+# Those of an array's task that submits would tell its jobs that they are this task.
+_OF_AN_ARRAY = (
+    "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN",
+    "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP",
+)  # fmt: skip
+# Python starts deaf to both signals, until submitit listens: either would end it, and SLURM would take the job for a
+# failed one. One that is missed comes again at the limit itself, and what is preempted SLURM requeues by itself.
+_DEAF_AT_FIRST = f"""sh -c 'trap "" {QUEUE_SIGNAL.name.removeprefix("SIG")} TERM; exec "$0" "$@"' """
 # Settings that are for the launcher and not for the job.
 _OURS = ("submitit_folder", "max_num_timeout", "wait", "cancel_on_interrupt")
 
@@ -80,7 +92,10 @@ class SlurmQueue:
                     "cluster, or choose hydra/launcher=slurm_local."
                 )
         executor = submitit.AutoExecutor(
-            self.folder / "%j", cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"]
+            self.folder / "%j",
+            cluster="slurm",
+            slurm_max_num_timeout=self.settings["max_num_timeout"],
+            slurm_python=_DEAF_AT_FIRST + shlex.quote(sys.executable),
         )
         parameters = {
             name if name in _SHARED else f"slurm_{name}": value
@@ -92,7 +107,8 @@ class SlurmQueue:
         parameters["slurm_setup"] = [*(self.settings.get("setup") or []), *ours]
         try:
             executor.update_parameters(**parameters)
-            return [job.job_id for job in executor.submit_array(functions)]
+            with _environment(dict.fromkeys((*_OVERRULING, *_OF_AN_ARRAY))):
+                return [job.job_id for job in executor.submit_array(functions)]
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             raise UserError(f"hydra/launcher=slurm: sbatch refuses the jobs: {' '.join(str(error).split())}") from None
         except (ValueError, TypeError, NameError) as error:
@@ -101,9 +117,7 @@ class SlurmQueue:
     def states(self, jobs: Sequence[str]) -> dict[str, str] | None:
         arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}))
         try:
-            asked = subprocess.run(
-                ["squeue", "-h", "-r", "-o", "%i|%T %r", "-j", arrays], capture_output=True, text=True, timeout=60
-            )
+            asked = squeue("-h", "-r", "-o", "%i|%T %r", "-j", arrays)
         except (OSError, subprocess.TimeoutExpired):
             return None
         if asked.returncode and "Invalid job id" not in asked.stderr:
@@ -215,17 +229,22 @@ def _ending(code: int) -> str:
 
 
 @contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables for the length of the block; None: unset."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextlib.contextmanager
