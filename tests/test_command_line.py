@@ -140,8 +140,9 @@ def test_a_run_is_continued_with_its_own_search_path(cli, tmp_path):
     path = f"{ROOT}{os.pathsep}{tmp_path}"
     first = cli(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "model=mine", "stage=probe.stage", PYTHONPATH=path)
     assert first.returncode == 0, first.stderr
-    again = cli(f"run={only_run(tmp_path)}", PYTHONPATH=path)
+    again = cli(f"run={only_run(tmp_path)}", "trust_run=true", PYTHONPATH=path)
     assert again.returncode == 0, again.stderr
+    assert "stage=probe.stage; model=mine; hydra.searchpath=" in again.stderr
     assert read_json(only_run(tmp_path) / "run.json")["result"]["metric"] == 2
 
 
@@ -219,7 +220,7 @@ def test_a_failed_run_says_where_its_traceback_is(cli, tmp_path):
 # Lower rooms must not reach into higher ones; a part never reaches for a stage or for the run.
 LAYERS = [
     {"errors", "files", "signatures", "provenance", "interruption", "distributed", "storage", "quoting", "terminal"}
-    | {"slurm", "standstill"},
+    | {"slurm", "standstill", "programs", "trust", "confidential"},
     {"config"},
     {"checks"},
     {"runs", "report", "tracking"},

@@ -16,7 +16,7 @@ from vlmexp.signatures import class_fields
 BESIDE_GROUPS = {"tracking", "export", "preview", "compare", "paths"}
 CHANGING_GROUPS = {"model", "collator", "peft"}
 BESIDE = """
-stage run threads
+stage run trust_run threads
 dataset.on_bad_sample dataset.max_bad_share
 evaluation.batch_size evaluation.invariance_examples
 train.gradient_audit train.memory_preflight train.on_divergence train.most_rewinds

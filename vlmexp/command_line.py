@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,11 +16,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vlmexp import confidential, distributed, quoting, trust
 from vlmexp import config as schema
-from vlmexp import distributed, quoting
 from vlmexp.config import Config
 from vlmexp.errors import UserError, closest
-from vlmexp.provenance import secrets_of_environment
 from vlmexp.runs import refuse_other_config, require_run
 
 HELP = """\
@@ -38,7 +38,7 @@ vlmexp fine-tunes vision-language models: one config, one command, one run direc
   python -m vlmexp model=qwen2vl --cfg job         show every option with its value, and stop
 
   stage=  {stages}, or a dotted path to a function of (config, run)
-  run=    a run directory: to continue, or for eval_finetuned to evaluate
+  run=    a run directory: to continue, or for eval_finetuned to evaluate; trust_run=true takes what can run code, too
 
 Hydra's own flags: --hydra-help. Tab completion: eval "$(vlmexp -sc install=bash)"
 
@@ -56,14 +56,24 @@ PRINTING_FLAGS = (
     "-sc",
 )  # fmt: skip
 
+# Hydra's flags for a folder of the user's own with groups of options.
+OWN_FILES = ("--config-dir", "-cd", "--config-path", "-cp")
+
 GROUPS_SET_TO_NULL = [
     f"{name}=null" for name in ("model", "dataset", "collator", "peft", "train", "evaluation", "tracking")
 ]
 
 
 def read_dotenv() -> None:
-    """Put the values of ./.env into the environment, unless they are set there already."""
+    """Put the values of ./.env into the environment, unless they are set there already.
+
+    Not in the directory of a run or a sweep: it may be somebody else's, and ours hold no such file.
+    """
     if Path(".env").is_file():
+        here = Path.cwd()
+        if any((folder / name).exists() for folder in (here, *here.parents) for name in ("run.json", "points.jsonl")):
+            print(f"vlmexp: {here / '.env'} is not read: it lies in the directory of a run.", file=sys.stderr)
+            return
         from dotenv import load_dotenv
 
         try:
@@ -89,13 +99,8 @@ def overrides(arguments: list[str]) -> list[str]:
 
 
 def refuse_secrets(arguments: Iterable[str]) -> None:
-    """Raise a UserError if an argument holds a secret of the environment: what is given here is kept with the run."""
-    for name, value in secrets_of_environment().items():
-        if found := next((argument for argument in arguments if value in argument), None):
-            raise UserError(
-                f"{found.partition('=')[0]}: its value holds that of {name}, and options are kept with the run. "
-                f"Leave it out; {name} is read from the environment."
-            )
+    """Raise a UserError if an argument holds a secret: what is given here is kept with the run."""
+    confidential.refuse((key_of(text) or text, text.partition("=")[2]) for text in arguments)
 
 
 def help_text(config_dir: Path, stages: Iterable[str]) -> str:
@@ -157,11 +162,14 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
-def inherit_from_run(arguments: list[str]) -> list[str]:
+def inherit_from_run(arguments: list[str], config_dir: Path) -> list[str]:
     """With `run=DIRECTORY`, put that run's own overrides before the given ones, and continue in its directory.
 
+    Args:
+        config_dir: with the groups of options that are ours; of a run only these are taken unasked.
+
     Raises:
-        UserError: the directory is no run directory.
+        UserError: the directory is no run directory, or it asks for what its author may do on the user's word only.
     """
     given = overrides(arguments)
     named = {key_of(override): override.partition("=")[2] for override in given}
@@ -175,17 +183,42 @@ def inherit_from_run(arguments: list[str]) -> list[str]:
     # An option that is given again, or whose whole group is chosen anew, is not inherited.
     inherited = [
         text
-        for text in record.get("overrides", [])
-        if key_of(text) not in (*named, "hydra.run.dir", "stage") and key_of(text).partition(".")[0] not in named
+        for text in record["overrides"]
+        if key_of(text) not in (*named, "hydra.run.dir", "stage", trust.WORD)
+        and key_of(text).partition(".")[0] not in named
     ]
     stage = named.get("stage", record["stage"])
+    continues = stage in CONTINUING or stage == record["stage"]
     flags = [argument for argument in arguments if argument not in given]
-    if stage in CONTINUING or stage == record["stage"]:
+    own_files = "hydra.searchpath" in named or any(flag.startswith(OWN_FILES) for flag in flags)
+    source = [text for text in record["overrides"] if key_of(text) == "run"] if continues else []
+    taken = [*([] if "stage" in named else [f"stage={stage}"]), *inherited, *source]
+    asked = trust.untrusted(taken, config_dir, own_files) + (trust.links_out(directory) if continues else [])
+    trust.require_trust(asked, f"run={wanted}", named.get(trust.WORD, "").lower() == "true")
+    if continues:
         inside = [f"hydra.run.dir={_quoted(directory.resolve())}", "hydra.output_subdir=null"]
-        source = [text for text in record.get("overrides", []) if key_of(text) == "run"]
         rest = [text for text in given if key_of(text) != "run"]
         return [*flags, *inherited, *source, f"stage={stage}", *(t for t in rest if key_of(t) != "stage"), *inside]
     return [*flags, *inherited, *(f"run={_quoted(directory)}" if key_of(text) == "run" else text for text in given)]
+
+
+def composition(arguments: list[str], config_dir: Path) -> tuple[Path, str, list[str]]:
+    """What Hydra composes a command's config from: folder, name, and overrides without those that a sweep divides."""
+    flags: dict[str, str] = {}
+    for number, word in enumerate(arguments):
+        if word.startswith("-"):
+            name, sign, value = word.partition("=")
+            flags[name] = value if sign else next(iter(arguments[number + 1 :]), "")
+    given = [text for text in overrides(arguments) if (read := quoting.parsed(text)) and not read.is_sweep_override()]
+    own = flags.get("--config-dir", flags.get("-cd"))
+    if own is not None:  # Hydra searches it behind the others
+        searched = [text for text in given if key_of(text) == "hydra.searchpath"]
+        others = [folder for text in searched for folder in quoting.parsed(text).value()]  # type: ignore[union-attr]
+        folders = ",".join(map(_quoted, map(str, [*others, f"file://{Path(own).absolute()}"])))
+        given = [*(text for text in given if text not in searched), f"hydra.searchpath=[{folders}]"]
+    folder = flags.get("--config-path", flags.get("-cp", str(config_dir)))
+    name = flags.get("--config-name", flags.get("-cn", "config"))
+    return Path(folder).absolute(), name.removesuffix(".yaml"), given
 
 
 def output_folder(arguments: list[str]) -> Path:
@@ -328,5 +361,5 @@ def _exists(path: str) -> bool:
     return os.path.exists(os.path.expanduser(path))  # not Path's own, which raises for a name that is too long
 
 
-def _quoted(path: Path) -> str:
+def _quoted(path: Path | str) -> str:
     return QuotedString(str(path), Quote.single).with_quotes()

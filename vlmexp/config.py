@@ -294,6 +294,7 @@ class Config:
 
     stage: str = "pipeline"
     run: str | None = None  # a run directory to continue or to evaluate
+    trust_run: bool = False  # take from it, too, what can run code: options that name some, and all of Hydra's own
     seed: int = 0
     threads: int | None = None  # CPU threads of torch; null: torch decides
     model: Model = field(default_factory=Model)

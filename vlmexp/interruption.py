@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
-from vlmexp import distributed, slurm
+from vlmexp import distributed, programs, slurm
 from vlmexp.errors import UserError
 
 QUEUE_SIGNAL = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
@@ -206,7 +206,8 @@ def back_to_the_queue(number: int, at_limit: Callable[[str], None]) -> None:
     if limit and distributed.rank() == 0:
         at_limit(limit)
     try:
-        _persistently(lambda: requeue(QUEUE_SIGNAL, None), _PATIENCE_S)
+        with programs.users_path():  # submitit starts scontrol by its name
+            _persistently(lambda: requeue(QUEUE_SIGNAL, None), _PATIENCE_S)
     except RuntimeError:  # submitit's UncompletedJobError
         raise UserError(
             "The job has come to its time limit more often than hydra.launcher.max_num_timeout allows, and does not "

@@ -20,11 +20,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vlmexp import command_line, distributed, terminal
+from vlmexp import command_line, confidential, distributed, programs, terminal, trust
 from vlmexp.checks import checked
 from vlmexp.config import Config, schema_node, train_extras
 from vlmexp.data.sources import find_source
@@ -121,11 +121,31 @@ def check_before_launch(arguments: list[str]) -> Config:
     """Compose and check the config of a single run before Hydra makes a directory for it."""
     overrides = command_line.overrides(arguments)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        config = check(hydra.compose("config", overrides))
+        composed = hydra.compose("config", overrides, return_hydra_config=True)
+    config = check(without_secrets(composed))
     command_line.refuse_occupied_directory(overrides, config)
     if config.stage == "export" and not any(command_line.key_of(text) == "hydra.run.dir" for text in overrides):
         raise UserError("stage=export works on a training run: name one with run=DIRECTORY.")
     return config
+
+
+def without_secrets(composed: DictConfig) -> DictConfig:
+    """A composed config without its node `hydra`; a UserError if one of the resolved values, there too, is a secret."""
+    confidential.refuse(confidential.options(composed))
+    with open_dict(composed):
+        composed.pop("hydra", None)
+    return composed
+
+
+def refuse_secrets_in_files(arguments: list[str]) -> None:
+    """The same for a sweep or a command with a folder of the user's own, as far as its config can be composed here."""
+    folder, name, overrides = command_line.composition(arguments, CONFIG_DIR)
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+            composed = hydra.compose(name, overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError):  # what is wrong with it is said when it is used
+        return
+    without_secrets(composed)
 
 
 def check(composed: DictConfig) -> Config:
@@ -174,7 +194,7 @@ def main() -> None:
             getattr(importlib.import_module(module_name), function_name)(sys.argv[1:])
             return
         command_line.refuse_unusable_folder(sys.argv[1:])
-        sys.argv[1:] = command_line.inherit_from_run(sys.argv[1:])
+        sys.argv[1:] = command_line.inherit_from_run(sys.argv[1:], CONFIG_DIR)
         if distributed.world_size() > 1:
             sys.argv[1:] = command_line.same_directory_on_all_ranks(sys.argv[1:])
         if command_line.is_single_run(sys.argv[1:]):
@@ -184,7 +204,10 @@ def main() -> None:
 
                 compare(config)
                 return
-        job()
+        elif not command_line.only_prints(sys.argv[1:], ()):
+            refuse_secrets_in_files(sys.argv[1:])
+        with programs.of_the_user():
+            job()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -199,8 +222,12 @@ def _refuse_standstill(directory: Path, config: Config, limit: str) -> None:
 
 
 def _argument(directory: Path) -> str:
-    """What names a run on the command line, for a shell."""
-    return shlex.quote(f"run={directory}")
+    """What names a run on the command line, for a shell, with the user's word if it takes that to continue it."""
+    try:
+        asks = trust.untrusted(read_json(directory / "run.json")["overrides"], CONFIG_DIR)
+    except (OSError, ValueError, KeyError):  # of a run that has not come so far
+        asks = []
+    return shlex.quote(f"run={directory}") + (f" {trust.WORD}=true" if asks else "")
 
 
 def stop(error: Exception, directory: Path | None = None) -> NoReturn:
@@ -217,7 +244,7 @@ def stop(error: Exception, directory: Path | None = None) -> NoReturn:
         code = 1
         where = f"The traceback is in {directory / 'train.log'}; " if directory else ""
         text = f"{type(error).__name__}: {error}\n{where}VLMEXP_TRACEBACK=1 prints the traceback."
-    print(f"vlmexp: {text}", file=sys.stderr)
+    print(f"vlmexp: {confidential.redacted(text)}", file=sys.stderr)
     sys.exit(code)
 
 

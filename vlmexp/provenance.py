@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from vlmexp import programs
+from vlmexp.confidential import redacted
 from vlmexp.files import read_json
 
 GIT_STATE = "git.json"  # beside a copy of the code: the state of the checkout that it was made from
@@ -18,8 +19,8 @@ PACKAGES = (
     "omegaconf", "submitit", "wandb", "pillow", "decord", "numpy", "tokenizers", "safetensors", "sacrebleu",
     "rouge-score",
 )  # fmt: skip
-_SECRET = re.compile(r"(token|secret|password|api_?key)", re.IGNORECASE)
 _DIFF_LIMIT = 1_000_000  # characters
+_QUIET = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")  # git starts no program of a repository's
 
 
 def package_versions() -> dict[str, str]:
@@ -63,29 +64,13 @@ def git_state(root: Path = Path(__file__).parent.parent) -> dict[str, Any] | Non
 
     def git(*arguments: str) -> str:
         try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace"
-            )
+            command = [programs.program("git"), "-C", str(root), *_QUIET, *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
         except OSError:  # no git on this machine
             return ""
         return done.stdout if done.returncode == 0 else ""
 
-    diff = git("diff", "HEAD", "--", ".", ":(exclude).env*")
+    # Not another repository, and no program of its, that variables of a hook or of the run would name.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    diff = git("diff", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".", ":(exclude).env*")
     return {"sha": git("rev-parse", "HEAD").strip() or None, "diff": redacted(diff[:_DIFF_LIMIT])}
-
-
-def redacted(text: str) -> str:
-    """The text without the values of environment variables whose names look like secrets."""
-    for name, value in secrets_of_environment().items():
-        text = text.replace(value, f"<{name}>")
-    return text
-
-
-def secrets_of_environment() -> dict[str, str]:
-    """Name -> value of every environment variable that looks like a secret."""
-    return {name: value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
-
-
-def command_line(arguments: list[str]) -> str:
-    """The command without secrets."""
-    return redacted(" ".join(arguments))

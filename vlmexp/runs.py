@@ -28,11 +28,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vlmexp import __version__, distributed, provenance
+from vlmexp.confidential import redacted, redacted_values
 from vlmexp.config import Config
 from vlmexp.errors import UserError
-from vlmexp.files import digest, json_line, read_json, read_jsonl, through_json, write_json, write_text
+from vlmexp.files import DamagedFile, digest, json_line, read_json, read_jsonl, through_json, write_json, write_text
 from vlmexp.interruption import Interruption, Preempted, is_in_queue
 from vlmexp.standstill import shared_folders, where_it_stands
 from vlmexp.storage import storage_error
@@ -45,7 +48,7 @@ LOST_AFTER_S = 10 * HEARTBEAT_S  # a run that says it is running and has been si
 STAGE_ORDER = ("preview", "download", "eval_base", "train", "export", "eval_finetuned", "pipeline")
 # Groups and options that may change without changing a result: what a run does beside it, and how fast, with how much
 # memory and how talkatively it is made. `run=` takes them anew, and runs that differ in nothing else are alike.
-_GROUPS_BESIDE = ("stage", "run", "tracking", "export", "preview", "compare", "paths", "threads")
+_GROUPS_BESIDE = ("stage", "run", "trust_run", "tracking", "export", "preview", "compare", "paths", "threads")
 NOT_IN_KEY = (
     *_GROUPS_BESIDE,
     "dataset.on_bad_sample", "dataset.max_bad_share",  # whether there is a result, but not which
@@ -70,6 +73,11 @@ NOT_IN_KEY = (
     "train.ddp_backend", "train.ddp_bucket_cap_mb", "train.ddp_find_unused_parameters", "train.ddp_timeout",
     "train.do_train", "train.do_eval", "train.do_predict",
 )  # fmt: skip
+# What the values of run.json are that its readers rely on.
+_SHAPE = {
+    "id": str, "stage": str, "status": str, "key": str, "created": str, "overrides": list, "attempts": list,
+    "stages": dict, "fallbacks": list, "data": dict, "model": dict, "tracking": dict, "result": dict,
+}  # fmt: skip
 log = logging.getLogger("vlmexp")
 
 
@@ -107,9 +115,14 @@ def differences(
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The resolved configuration of a run directory."""
-    config = OmegaConf.to_container(OmegaConf.load(directory / "config.resolved.yaml"))
-    assert isinstance(config, dict)
+    """The resolved configuration of a run directory; raises DamagedFile."""
+    path = directory / "config.resolved.yaml"
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no options")
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise DamagedFile(f"{path} is damaged ({' '.join(str(error).split())}): restore it from a copy.") from None
     return {str(name): value for name, value in config.items()}
 
 
@@ -119,15 +132,42 @@ def require_run(directory: Path, root: Path) -> dict[str, Any]:
         newest = [str(path) for path, _ in list(finished_runs(root, unfinished=True))[:5]]
         have = f" The newest runs are: {', '.join(newest)}." if newest else f" There are no runs under {root}/ yet."
         raise UserError(f"run={directory} is not a run directory (it has no run.json).{have}")
-    record = read_json(directory / "run.json")
-    assert isinstance(record, dict)
+    record = read_record(directory)
+    if not record.get("stage"):
+        raise DamagedFile(f"{directory / 'run.json'} is damaged (it names no stage): restore it from a copy.")
     return record
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """The run.json of a run directory; raises DamagedFile for one whose values are not what they have to be."""
+    record = read_json(directory / "run.json")
+    if (unfit := _misshapen(record)) is not None:
+        raise DamagedFile(f"{directory / 'run.json'} is damaged ({unfit}): restore it from a copy.")
+    return {"overrides": [], "stages": {}, "status": "broken", **record}
+
+
+def _misshapen(record: Any) -> str | None:
+    """What of a run.json is not what it has to be for others to read it."""
+    if not isinstance(record, dict):
+        return "it is no object"
+    for name, kind in _SHAPE.items():
+        if not isinstance(record.get(name, kind()), kind):
+            return f"{name} is {record[name]!r}"
+    try:
+        datetime.fromisoformat(record.get("heartbeat", now()))
+    except (TypeError, ValueError):
+        return f"heartbeat is {record['heartbeat']!r}"
+    if not all(isinstance(text, str) for text in record.get("overrides", [])):
+        return "overrides are not all texts"
+    if not all(isinstance(e, dict) and isinstance(e.get("status"), str) for e in record.get("stages", {}).values()):
+        return "stages are not all of the form {status: ...}"
+    return None
 
 
 def refuse_other_config(directory: Path, config: dict[str, Any]) -> None:
     """Raise a UserError if the directory belongs to a run with another configuration."""
     record = directory / "run.json"
-    if not record.exists() or read_json(record)["key"] == config_key(config):
+    if not record.exists() or read_json(record).get("key") == config_key(config):
         return
     changed = differences(read_config(directory), config)
     if not changed:  # the key of an earlier version, which counted other options
@@ -165,7 +205,7 @@ def finished_runs(root: Path, unfinished: bool = False) -> Iterator[tuple[Path, 
         if "run.json" in files:
             folders.clear()  # a run holds no runs, and its folders may be renamed under our eyes
             with contextlib.suppress(ValueError, OSError):
-                found.append((Path(parent), read_json(Path(parent, "run.json"))))
+                found.append((Path(parent), read_record(Path(parent))))
     found.sort(key=lambda item: item[1].get("created", ""), reverse=True)
     for directory, record in found:
         if unfinished or record.get("status") == "done":
@@ -243,7 +283,9 @@ class Run:
             beat = threading.Thread(target=run._beat, args=(stop,), daemon=True)
             try:
                 if is_main:
-                    write_text(directory / "config.resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+                    write_text(
+                        directory / "config.resolved.yaml", redacted(OmegaConf.to_yaml(OmegaConf.create(values)))
+                    )
                     run.path(".reserve").write_bytes(b"\0" * _RESERVE)
                 run.update()
                 beat.start()
@@ -260,7 +302,7 @@ class Run:
                 told = on_disk or error
                 run._release_reserve()
                 log.debug("".join(traceback.format_exception(error)))
-                run._finish("failed", error=provenance.redacted(f"{type(told).__name__}: {told}"))
+                run._finish("failed", error=f"{type(told).__name__}: {told}")
                 if on_disk is not None:
                     raise on_disk from error
                 raise
@@ -280,7 +322,7 @@ class Run:
             self.record |= values
             self.record["heartbeat"] = now()
             if self.is_main:
-                write_json(self.path("run.json"), self.record)
+                write_json(self.path("run.json"), redacted_values(self.record))
 
     def conclude(self, result: dict[str, Any]) -> None:
         """Keep what the run came to.
@@ -407,7 +449,7 @@ def _attempt() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "job_id": os.environ.get("SUBMITIT_LOCAL_JOB_ID") or os.environ.get("SLURM_JOB_ID"),
-        "command": provenance.command_line(sys.argv),
+        "command": " ".join(sys.argv),
     }
 
 
@@ -422,6 +464,13 @@ def _lock(directory: Path) -> IO[str]:
             f"Another process is working in {directory}. Wait for it, or start a run of your own."
         ) from None
     return file
+
+
+class _Redacting(logging.Formatter):
+    """Without secrets, which an error of a library may hold, in its traceback too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 class _LogFile(logging.FileHandler):
@@ -449,9 +498,9 @@ def _log_to(path: Path, to_terminal: bool) -> Iterator[None]:
     Without `to_terminal` nothing that the block prints gets there either.
     """
     to_file = _LogFile(path, delay=True)
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_file.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(_Redacting("%(message)s"))
     # Python's own warnings are for developers of the libraries: they go to the file only.
     least = {"vlmexp": logging.INFO, "py": logging.ERROR}
     terminal.addFilter(lambda record: record.levelno >= least.get(record.name.partition(".")[0], logging.WARNING))

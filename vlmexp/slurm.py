@@ -6,6 +6,8 @@ import os
 import subprocess
 from dataclasses import dataclass
 
+from vlmexp import programs
+
 _COLUMNS = {"JobID": 20, "State": 20, "PreemptTime": 40, "TimeLimit": 20, "Reason": 60}  # letters
 _RUNS = ("RUNNING", "SIGNALING", "RESIZING")  # what a job that nobody has ended yet is called
 _ANSWERS_WITHIN_S = 30
@@ -36,7 +38,11 @@ def squeue(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Call squeue with these options alone: the user's own, in variables of the environment, would hide jobs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     return subprocess.run(
-        ["squeue", *arguments], env=environment, capture_output=True, text=True, timeout=_ANSWERS_WITHIN_S
+        [programs.program("squeue"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=_ANSWERS_WITHIN_S,
     )
 
 
@@ -75,7 +81,7 @@ def requeue_this_job() -> None:
     name = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:  # by its number, that of the last task would requeue all
         name = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    subprocess.run(["scontrol", "requeue", name], check=True, timeout=_ANSWERS_WITHIN_S)
+    subprocess.run([programs.program("scontrol"), "requeue", name], check=True, timeout=_ANSWERS_WITHIN_S)
 
 
 def _cells(line: str) -> dict[str, str]:

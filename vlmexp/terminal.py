@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from vlmexp.confidential import redacted
+
 _LEAST_COLUMNS = 10
 # The reader of a pipe, a terminal, the room for a file: what is printed has nowhere to go any more.
 _GONE = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT)
@@ -60,7 +62,7 @@ class _Lasting:
 
     def write(self, text: str) -> int:
         with self._survived():
-            self._stream.write(text)
+            self._stream.write(redacted(text))
         return len(text)
 
     def flush(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 from PIL import Image
 
 from vlmexp.data.stage import download
 from vlmexp.errors import UserError
 from vlmexp.evaluation.stage import eval_finetuned
-from vlmexp.evaluation.trained import check_data
-from vlmexp.files import read_json
+from vlmexp.evaluation.trained import as_trained, check_data, config_of
+from vlmexp.files import read_json, write_text
 from vlmexp.runs import Run
 
 
@@ -130,3 +132,53 @@ def test_examples_without_images_are_told_by_their_text(evaluate):
     """The same rows, without the column of images."""
     (note,) = evaluate("dataset.columns.image=null", "evaluation.split=train")
     assert "texts of 0 of the 15 train examples" in note
+
+
+@pytest.fixture
+def stored(compose, tmp_path):
+    """The configuration that a run directory says its training had."""
+    values = dataclasses.asdict(compose())
+
+    def write(**model) -> None:
+        content = values | {"model": values["model"] | model}
+        write_text(tmp_path / "trained" / "config.resolved.yaml", yaml.safe_dump(content))
+
+    return write
+
+
+def test_what_can_run_code_is_taken_of_a_training_on_the_users_word(stored, compose, tmp_path):
+    """Of one that is named, and of the newest that fits."""
+    named, newest = compose(f"run={tmp_path / 'trained'}"), compose()
+    traps = {
+        "trust_remote_code": True, "import_path": "evil", "export_writer": "evil.go", "model_class": "evil.Model",
+        "model_kwargs": {"weights_only": False}, "attn_implementation": "evil/kernel",
+        "processor_kwargs": {"tokenizer_file": "/evil"},
+    }  # fmt: skip
+    for name, value in traps.items():
+        stored(**{name: value})
+        for config in (named, newest):
+            with pytest.raises(UserError, match=rf"trained asks for what can run code .*model\.{name}"):
+                as_trained(config, tmp_path / "trained", [])
+            trusting = dataclasses.replace(config, trust_run=True)
+            assert getattr(as_trained(trusting, tmp_path / "trained", []).model, name) == value
+
+
+def test_what_is_data_and_what_the_command_line_has_too_is_taken(stored, compose, tmp_path):
+    stored(revision="abc", processor_kwargs={"max_pixels": 1000}, model_kwargs={"weights_only": False})
+    taken = as_trained(compose("model.model_kwargs.weights_only=false"), tmp_path / "trained", [])
+    assert (taken.model.revision, taken.model.processor_kwargs) == ("abc", {"max_pixels": 1000})
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "a ${oc.env:HOME} b", "\\${x}", "\\\\${x}", "$x", "\\d{2}", "{a}"])
+def test_nothing_in_a_stored_configuration_is_resolved(text, stored, tmp_path):
+    stored(id=text)
+    assert config_of(tmp_path / "trained").model.id == text
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: !!python/object/apply:os.system ['touch ran']\n", "model: {id: '${'}", "3", "["]
+)
+def test_a_stored_configuration_of_another_shape_is_a_sentence(text, tmp_path):
+    write_text(tmp_path / "config.resolved.yaml", text)
+    with pytest.raises(UserError, match=r"config\.resolved\.yaml is damaged"):
+        config_of(tmp_path)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import example
 from vlmexp.errors import UserError
+from vlmexp.models.adapter import load_adapter
 from vlmexp.models.fit import check_forward
 from vlmexp.models.load import ASSETS, ModelSource, check_model, load_model, load_processor
 
@@ -131,6 +132,52 @@ def test_code_of_the_checkpoint_is_never_run_unasked(folder, monkeypatch):
     assert "model=internvl2" in said
     assert "model=phi3vision" in said
     assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": "paged|evil/kernel"},
+        {"text_config": {"attn_implementation": "evil/kernel"}},
+        {"attn_implementation": {"vision_config": "evil/kernel@main:go"}},
+    ],
+    ids=str,
+)
+def test_kernels_of_the_hub_are_code_too(entry, folder):
+    edit(folder / "config.json", lambda config: config.update(entry))
+    said = said_by_check(folder)
+    assert "evil/kernel" in said
+    assert "model.trust_remote_code=true" in said
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        (
+            {"megatron_config": {"a": 1}, "megatron_core": "megatron.core"},
+            r"adapter_config.json \(LoraConfig\) is of no",
+        ),
+        (
+            {"peft_type": "XLORA", "adapters": {"0": "/evil"}, "hidden_size": 8},
+            r"adapter_config.json \(XLoraConfig\) is",
+        ),
+        (
+            {"peft_type": "PROMPT_TUNING", "tokenizer_name_or_path": "/evil", "num_virtual_tokens": 1},
+            r"adapter_config.json \(PromptTuningConfig\) is of no",
+        ),
+        (None, "has no adapter_model.safetensors"),
+    ],
+)
+def test_an_adapter_brings_no_code_and_no_pickle(about, message, tmp_path):
+    (tmp_path / "adapter_model.bin").write_bytes(b"a pickle")
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM", **(about or {})})
+    )
+    if about is not None:
+        (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(UserError, match=message):
+        load_adapter(torch.nn.Linear(1, 1), tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_type_that_nobody_knows(folder):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vlmexp import trust
 from vlmexp.comparison.diff import diff_sheet
 from vlmexp.comparison.failures import failures_sheet
 from vlmexp.comparison.reading import RunFiles, expand, find_run, find_runs, get
@@ -27,6 +28,7 @@ from vlmexp.comparison.rows import (
 from vlmexp.comparison.sheets import Sheet, render
 from vlmexp.comparison.table import full_sheet, print_leaderboard, short_sheet
 from vlmexp.comparison.terminal import print_blocks, print_sheet
+from vlmexp.confidential import redacted
 from vlmexp.config import Compare, Config
 from vlmexp.errors import UserError
 from vlmexp.files import write_text
@@ -97,8 +99,11 @@ def print_best(rows: Sequence[Row], metric: str | None, by_seeds: bool) -> None:
     best = sort_rows(best.members or [best], metric)[0]
     for mark in dict.fromkeys(mark for row in finished for mark in row.marks):
         print(f"vlmexp: Not all runs were evaluated alike: {mark}.", file=sys.stderr)
+    command = [str(text) for text in best.run.get("overrides") or []]
+    if asked := trust.untrusted(command, Path(), other_files=True):
+        print(f"vlmexp: The command below can run code of whoever made this run: {'; '.join(asked)}.", file=sys.stderr)
     print(best.run.directory)
-    print(shlex.join(["python", "-m", "vlmexp", *(best.run.get("overrides") or [])]))
+    print(shlex.join(["python", "-m", "vlmexp", *command]))
 
 
 def show_pairing(config: Config, runs: Sequence[RunFiles]) -> None:
@@ -168,7 +173,7 @@ def write(what: str, option: str, path: str, text: str) -> None:
         UserError: it cannot be written there.
     """
     try:
-        write_text(Path(path).expanduser(), text)
+        write_text(Path(path).expanduser(), redacted(text))
     except OSError as error:
         raise UserError(f"{option}={path} cannot be written: {error.strerror}; name another file.") from None
     print_paths({what: Path(path).expanduser()})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, ProcessorMixin
 
+from vlmexp import trust
 from vlmexp.checks import checked
 from vlmexp.config import Config
 from vlmexp.data.example import Example
@@ -42,7 +45,7 @@ def find_training_run(config: Config) -> Path:
             )
         return directory
     trained = [
-        (record["stages"]["train"]["started"], directory, read_config(directory))
+        (str(record["stages"]["train"].get("started")), directory, read_config(directory))
         for folder in (root, Path(config.paths.multirun))
         for directory, record in finished_runs(folder, unfinished=True)
         if record["stages"].get("train", {}).get("status") == "done" and (directory / "model").is_dir()
@@ -68,9 +71,11 @@ def as_trained(config: Config, source_run: Path, overrides: list[str]) -> Config
     """The config with the options that belong to the trained model; limits of length may be given anew.
 
     Raises:
-        UserError: `run=` is evaluated with other options, which the trained model's own would silently replace.
+        UserError: `run=` is evaluated with other options, which the trained model's own would silently replace; or the
+            training run's own name code, on nobody's word.
     """
     trained, collator = config_of(source_run), {}
+    _require_trust(config, trained, source_run)
     if config.run is not None:
         given = {text.partition("=")[0].lstrip("+") for text in overrides}
         limits = {name: f"collator.{name}" for name in LIMITS if f"collator.{name}" in given}
@@ -83,6 +88,13 @@ def as_trained(config: Config, source_run: Path, overrides: list[str]) -> Config
         peft=trained.peft,
         seed=trained.seed,
     )
+
+
+def _require_trust(config: Config, trained: Config, source_run: Path) -> None:
+    """Take of the training run what the command line has too, and what runs nothing; the rest on the user's word."""
+    here, there = ({name: dataclasses.asdict(c)[name] for name in TRAINED_WITH} for c in (config, trained))
+    taken = {option: value for option, (value, _) in differences(there, here, ignored=()).items()}
+    trust.require_trust(trust.untrusted_options(taken), f"run={source_run}", config.trust_run)
 
 
 def _refuse_other_options(config: Config, trained: Config, source_run: Path, given: Collection[str]) -> None:
@@ -164,5 +176,14 @@ def load_finetuned(config: Config, source_run: Path, run: Run) -> tuple[PreTrain
 
 
 def config_of(directory: Path) -> Config:
-    """The configuration of a run directory."""
-    return checked(OmegaConf.create(read_config(directory)))  # type: ignore[arg-type]
+    """The configuration of a run directory; its values are what they are, and nothing in them is resolved any more."""
+    return checked(OmegaConf.create(_literal(read_config(directory))))
+
+
+def _literal(value: Any) -> Any:
+    """A value in which OmegaConf finds nothing to resolve, as an environment variable of whoever reads it."""
+    if isinstance(value, dict):
+        return {name: _literal(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from vlmexp import __version__
+from vlmexp.confidential import redacted
 from vlmexp.config import Config
 from vlmexp.evaluation.stage import BASE, FINETUNED
 from vlmexp.files import read_json, write_text
 from vlmexp.models.card import Facts, model_card
 from vlmexp.models.export import is_on_hub, public_id
 from vlmexp.parts import model_source
-from vlmexp.provenance import redacted
 from vlmexp.runs import Run
 
 GROUPS = ("train", "peft", "collator")  # what a reader of the card needs to train the same again

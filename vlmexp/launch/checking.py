@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from vlmexp import distributed
 from vlmexp.command_line import CONTINUING
 from vlmexp.config import Config
 from vlmexp.errors import UserError
-from vlmexp.main import check
+from vlmexp.main import check, without_secrets
 
 _LAUNCHERS = "hydra_plugins.vlmexp_launcher."
 _LEAST = {
@@ -69,10 +69,8 @@ def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[st
             f"{name}: stage={composed.stage} continues run={composed.run} in its own directory, and a point of a sweep "
             "has another: start it without -m, or leave out run=."
         )
-    with open_dict(composed):
-        del composed["hydra"]
     try:
-        return check(composed)
+        return check(without_secrets(composed))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
 

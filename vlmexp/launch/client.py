@@ -174,7 +174,10 @@ def _announce(standing: Standing, shown: dict[int, str]) -> None:
     if status in ("running", "done", "failed") and shown.get(number) != status:
         shown[number] = status
         metric = ((standing.record or {}).get("result") or {}).get("metric") if status == "done" else None
-        print(f"  point {number:>3}  {status}{'' if metric is None else f'  metric={metric:.6g}'}", flush=True)
+        print(
+            f"  point {number:>3}  {status}{f'  metric={metric:.6g}' if isinstance(metric, int | float) else ''}",
+            flush=True,
+        )
     elif standing.reason and any(word in standing.reason for word in _STUCK) and shown.get(number) != standing.reason:
         shown[number] = standing.reason
         why = f"SLURM does not start job {standing.job} ({standing.reason})"

@@ -18,12 +18,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vlmexp import command_line
+from vlmexp import command_line, trust
 from vlmexp.comparison.rows import short_options
 from vlmexp.errors import UserError, unknown
 from vlmexp.launch.checking import check_launcher
 from vlmexp.launch.client import current, refuse_failures, run_points
-from vlmexp.launch.snapshot import python_environment, take_snapshot
+from vlmexp.launch.foreign import untrusted
+from vlmexp.launch.snapshot import forget_caches, python_environment, take_snapshot
 from vlmexp.launch.sweep import Standing, Sweep
 from vlmexp.quoting import text_of
 
@@ -56,9 +57,12 @@ def resume(arguments: list[str]) -> None:
 
     Then wait for these and for what is in the queue already, as the client does that submitted it.
     Numbers, directories, launcher settings and code are those of the sweep; `hydra.launcher.NAME=VALUE` changes a
-    setting, and resume.code=current runs the code as it is now.
+    setting, and resume.code=current runs the code as it is now. What this user's client has not put there, and can run
+    code, is taken with trust_run=true only.
     """
-    options = _options(arguments, {"sweep", "resume.failed", "resume.code"})
+    from vlmexp.main import CONFIG_DIR
+
+    options = _options(arguments, {"sweep", "resume.failed", "resume.code", trust.WORD})
     sweep = Sweep.named(options["sweep"])
     plan = sweep.plan
     settings = dict(plan.settings)
@@ -69,6 +73,13 @@ def resume(arguments: list[str]) -> None:
                 raise unknown("hydra.launcher option", name, settings)
             settings[name] = OmegaConf.to_object(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]
     check_launcher(settings)
+    code = options.get("resume.code", "same")
+    if code not in ("same", "current"):
+        raise UserError(f"resume.code={code} must be same or current.")
+    anew = [option.removeprefix(_LAUNCHER) for option in options]
+    asked = untrusted(sweep, anew, code == "current", CONFIG_DIR)
+    trust.require_trust(asked, f"sweep={options['sweep']}", _truth(options, trust.WORD))
+    sweep.require_settings()
     wanted = ["missing", "lost", "preempted", *(["failed"] if _truth(options, "resume.failed") else [])]
     standings = current(sweep)
     points = [standing for standing in standings if standing.status in wanted]
@@ -83,14 +94,10 @@ def resume(arguments: list[str]) -> None:
     to_wait_for = queued if settings["wait"] else []
     if not points and not to_wait_for and sweep.search is None:
         return
-    code = options.get("resume.code", "same")
-    if code not in ("same", "current"):
-        raise UserError(f"resume.code={code} must be same or current.")
     if code == "current":
-        from vlmexp.main import CONFIG_DIR
-
         snapshot = take_snapshot(sweep.directory / "code", CONFIG_DIR)
         plan = dataclasses.replace(plan, code=str(snapshot.relative_to(sweep.directory)))
+    forget_caches(sweep.directory / plan.code)
     plan = dataclasses.replace(plan, settings=settings)
     ended = run_points(sweep, points, plan, to_wait_for) if points or to_wait_for else []
     if sweep.search is not None:
@@ -147,7 +154,7 @@ def table(sweep: Sweep, standings: Sequence[Standing]) -> Table:
             "step": f"{standing.step or 0}/{standing.steps}" if standing.steps else "",
             "loss": f"{standing.loss:.4g}" if standing.loss is not None else "",
             "remaining": _duration(standing.remaining_s) if standing.status == "running" else "",
-            "metric": f"{metric:.4g}" if metric is not None else "",
+            "metric": f"{metric:.4g}" if isinstance(metric, int | float) else "",
         }.items():
             columns.setdefault(heading, []).append(cell if isinstance(cell, Text) else Text(cell))
     told = {heading: cells for heading, cells in columns.items() if any(map(len, cells))}

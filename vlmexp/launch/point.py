@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from vlmexp import programs
 from vlmexp.files import read_json
 from vlmexp.interruption import hold_back, ignore_signals
 from vlmexp.launch.sweep import Sweep
@@ -88,7 +89,9 @@ def _address(node: str) -> str:
         socket.getaddrinfo(node, None)
         return node
     except OSError:
-        show = subprocess.run(["scontrol", "show", "node", node, "-o"], capture_output=True, text=True, timeout=60)
+        show = subprocess.run(
+            [programs.program("scontrol"), "show", "node", node, "-o"], capture_output=True, text=True, timeout=60
+        )
         found = [word.removeprefix("NodeAddr=") for word in show.stdout.split() if word.startswith("NodeAddr=")]
         return found[0] if found else node
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlmexp import programs
 from vlmexp.errors import UserError
 from vlmexp.files import write_text
 from vlmexp.interruption import QUEUE_SIGNAL, on_interrupt
@@ -131,7 +132,7 @@ class SlurmQueue:
         if not there:
             return None
         try:
-            told = subprocess.run(["scancel", *there], capture_output=True, text=True, timeout=60)
+            told = subprocess.run([programs.program("scancel"), *there], capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
         return " ".join(told.stderr.split()) if told.returncode else None

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 
 from vlmexp.errors import UserError
-from vlmexp.files import write_json, write_text
+from vlmexp.files import write_text
 from vlmexp.launch.client import current, refuse_failures
 from vlmexp.launch.proposals import Proposer
 from vlmexp.launch.sweep import Standing, Sweep
@@ -55,7 +55,7 @@ class Search:
         """
         self.sweep.directory.mkdir(parents=True, exist_ok=True)
         with _alone(self.sweep):
-            write_json(self.sweep.directory / "search.json", {"arguments": list(arguments)})
+            self.sweep.search = list(arguments)
             launched: set[int] = set()
             while batch := self._batch(launched):
                 self.launch(batch)

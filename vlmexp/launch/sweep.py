@@ -15,21 +15,32 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vlmexp.errors import UserError
-from vlmexp.files import DamagedFile, is_locked, read_json, read_jsonl, write_json, write_jsonl
-from vlmexp.runs import LOST_AFTER_S, now
+from vlmexp.files import DamagedFile, is_locked, read_json, read_jsonl, through_json, write_json, write_jsonl
+from vlmexp.launch.seal import is_ours, seal_of
+from vlmexp.launch.snapshot import contents
+from vlmexp.runs import LOST_AFTER_S, now, read_record
 
 ENDING = "ending"  # file in a job's folder that says how its process ended, from whoever waited for it
 _LOG_LINES = 4
+# Settings of a launcher that a queue of its kind cannot do without.
+_SETTINGS = {
+    "slurm": ("wait", "cancel_on_interrupt", "max_num_timeout"),
+    "local": ("wait", "cancel_on_interrupt", "max_num_timeout", "array_parallelism", "gpus_per_node"),
+    "foreground": ("wait", "cancel_on_interrupt"),
+}
+_Row = TypeVar("_Row")
+_Progress = tuple[int | None, int | None, float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Point:
     point: int
     overrides: list[str]
     directory: str
+    seal: str | None = field(default=None, compare=False)  # of the user whose client wrote it
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class Plan:
     settings: dict[str, Any]
     code: str
     hydra_overrides: list[str]
+    seal: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -96,8 +109,13 @@ class Sweep:
 
     @property
     def points(self) -> list[Point]:
-        """In the order of their numbers."""
-        return [Point(**row) for row in read_jsonl(self.directory / "points.jsonl")]
+        """In the order of their numbers.
+
+        Raises:
+            DamagedFile: a row is none of a point, or its directory is not in the sweep's.
+        """
+        path = self.directory / "points.jsonl"
+        return [_read(Point, row, path, _is_point) for row in read_jsonl(path)]
 
     def add(self, all_overrides: Iterable[Sequence[str]]) -> list[Point]:
         """The points with these overrides: those that the sweep has already, new numbers for the others."""
@@ -112,7 +130,9 @@ class Sweep:
                     number += 1
                 found = Point(number, list(overrides), str(number))
                 points.append(found)
-            wanted.append(found)
+            sealed = replace(found, seal=seal_of(self._content(found)))
+            points[points.index(found)] = sealed
+            wanted.append(sealed)
         write_jsonl(self.directory / "points.jsonl", map(vars, points))
         return wanted
 
@@ -124,6 +144,12 @@ class Sweep:
 
     def run_directory(self, point: Point) -> Path:
         return self.directory / point.directory
+
+    def require_settings(self) -> None:
+        """Raise DamagedFile if the plan lacks a setting that its points cannot be launched without."""
+        lost = [name for name in _SETTINGS[self.plan.kind] if name not in self.plan.settings]
+        if lost:
+            raise DamagedFile(f"{self.directory / 'launch.json'} is damaged: its settings have no {', '.join(lost)}.")
 
     def discard_unless_begun(self) -> None:
         """Remove the directory of a sweep that was refused, if it holds nothing but Hydra's multirun.yaml."""
@@ -144,7 +170,7 @@ class Sweep:
         """
         path = self.directory / "launch.json"
         try:
-            return Plan(**read_json(path))
+            return _read(Plan, read_json(path), path, _is_plan)
         except FileNotFoundError:
             raise UserError(
                 f"{path} is not there, which says how the points are launched: start the sweep's own command again "
@@ -153,13 +179,38 @@ class Sweep:
 
     @plan.setter
     def plan(self, plan: Plan) -> None:
-        write_json(self.directory / "launch.json", vars(plan))
+        plan = replace(plan, settings=through_json(plan.settings))
+        write_json(self.directory / "launch.json", vars(replace(plan, seal=seal_of(self._content(plan)))))
 
     @property
     def search(self) -> list[str] | None:
         """The command line of the search that proposed the points; None if no search did."""
         path = self.directory / "search.json"
-        return read_json(path)["arguments"] if path.exists() else None
+        if not path.exists():
+            return None
+        row = read_json(path)
+        if not (isinstance(row, dict) and _are_texts(row.get("arguments"))):
+            raise DamagedFile(f"{path} is damaged: restore it from a copy.")
+        return list(row["arguments"])
+
+    @search.setter
+    def search(self, arguments: Sequence[str]) -> None:
+        content = list(arguments)
+        write_json(self.directory / "search.json", {"arguments": content, "seal": seal_of(content)})
+
+    def is_ours(self, part: Point | Plan) -> bool:
+        """Whether a client of this user wrote a point or the plan, and nobody has changed it or the code."""
+        return is_ours(self._content(part), part.seal)
+
+    def has_our_search(self) -> bool:
+        """The same of the search."""
+        return is_ours(self.search, read_json(self.directory / "search.json").get("seal"))
+
+    def _content(self, part: Point | Plan) -> list[Any]:
+        """What is sealed."""
+        if isinstance(part, Point):
+            return [part.point, part.overrides, part.directory]
+        return [part.kind, part.settings, part.code, part.hydra_overrides, contents(self.directory / part.code)]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -171,7 +222,8 @@ class Sweep:
     @property
     def submissions(self) -> dict[int, dict[str, str]]:
         """Number of a point -> its last line of jobs.jsonl."""
-        return {row["point"]: row for row in read_jsonl(self.directory / "jobs.jsonl")}
+        path = self.directory / "jobs.jsonl"
+        return {row["point"]: row for row in (_read(dict, row, path, _is_job) for row in read_jsonl(path))}
 
     @property
     def jobs(self) -> dict[int, str]:
@@ -207,7 +259,7 @@ class Sweep:
     def _standing(self, point: Point, job: str | None, states: Mapping[str, str] | None) -> Standing:
         directory = self.run_directory(point)
         try:
-            record = read_json(directory / "run.json")
+            record = read_record(directory)
         except OSError:
             record = None
         except DamagedFile:
@@ -219,7 +271,7 @@ class Sweep:
             status = written
         elif state:
             status = "done" if written == "done" else "running" if state in ("RUNNING", "COMPLETING") else "pending"
-        elif written == "running":
+        elif record is not None and written == "running":
             alive = states is None or job is None
             status = "running" if alive and _age_s(record["heartbeat"]) < LOST_AFTER_S else "lost"
         elif written is not None:
@@ -231,7 +283,9 @@ class Sweep:
         if status == "lost" and is_locked(directory / ".lock"):  # somebody continues it with run=
             status = "running"
         silent = _age_s(record["heartbeat"]) if record and status == written == "running" else 0.0
-        progress = _progress(directory, record or {})
+        progress: _Progress = (None, None, None, None)
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # of files that are not ours
+            progress = _progress(directory, record or {})
         waits_for = reason if status == "pending" and reason else None
         return Standing(point, status, job, record, *progress, waits_for, silent if silent > LOST_AFTER_S else None)
 
@@ -265,11 +319,38 @@ class Sweep:
         return not submission or not attempts or attempts[-1].get("ended", now()) >= submission["submitted"]
 
 
+def _read(kind: Callable[..., _Row], row: Any, path: Path, fits: Callable[[_Row], bool]) -> _Row:
+    """A row of a sweep's file as what it is; raises DamagedFile."""
+    with contextlib.suppress(TypeError, ValueError, AttributeError, KeyError):
+        if fits(found := kind(**row)):
+            return found
+    raise DamagedFile(f"{path} is damaged ({row!r:.200}): restore it from a copy.")
+
+
+def _is_point(point: Point) -> bool:
+    is_inside = re.fullmatch(r"\w[\w.-]*", point.directory) is not None
+    return type(point.point) is int and _are_texts(point.overrides) and is_inside
+
+
+def _is_plan(plan: Plan) -> bool:
+    is_inside = not Path(plan.code).is_absolute() and ".." not in Path(plan.code).parts
+    is_known = plan.kind in _SETTINGS
+    return is_known and isinstance(plan.settings, dict) and is_inside and _are_texts(plan.hydra_overrides)
+
+
+def _is_job(row: dict[str, Any]) -> bool:
+    return type(row["point"]) is int and re.fullmatch(r"\w+", row["job"]) is not None
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 def _age_s(text: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()
 
 
-def _progress(directory: Path, record: Mapping[str, Any]) -> tuple[int | None, int | None, float | None, float | None]:
+def _progress(directory: Path, record: Mapping[str, Any]) -> _Progress:
     """(step, of how many, last loss, seconds remaining) of a training."""
     begun = record.get("progress")
     rows = [row for row in read_jsonl(directory / "metrics.jsonl") if row.get("loss") is not None]

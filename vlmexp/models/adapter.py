@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from vlmexp.errors import UserError, closest
-from vlmexp.models.adapter_kinds import require_kept
+from vlmexp.models.adapter_kinds import KEPT_CLASSES, require_kept
 from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS, ModulePatterns
 
 
@@ -177,7 +177,18 @@ def _misplaced(
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The model with the adapter of a training run, for inference."""
+    """The model with the adapter of a training run, for inference.
+
+    Raises:
+        UserError: it is none that a training here makes: others have further files or modules loaded.
+    """
+    if not (folder / "adapter_model.safetensors").is_file():  # else PEFT would read a pickle
+        raise UserError(f"{folder} has no adapter_model.safetensors, so it holds no adapter of a training here.")
+    about = peft.PeftConfig.from_pretrained(str(folder))
+    if type(about).__name__ not in KEPT_CLASSES or getattr(about, "megatron_config", None):
+        raise UserError(
+            f"{folder}: its adapter_config.json ({type(about).__name__}) is of no adapter that is trained here."
+        )
     return PeftModel.from_pretrained(model, str(folder)).eval()
 
 

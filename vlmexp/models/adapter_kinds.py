@@ -54,6 +54,7 @@ REFUSED_OPTIONS = {
     "layer_replication": "it makes a model with more layers out of the base model, which no adapter holds",
     "loftq_config": REFUSED_INITS["loftq"],
     "lora_ga_config": _NOT_PREPARED,
+    "megatron_config": "it has a module of Megatron's imported, whose layers no model here has",
     "monteclora_config": _OWN_LOSS,
     "sample_at_inference": "the model would answer differently each time",
     "use_asa": "its ranks are dealt out anew by a call after each step, which is not made here",

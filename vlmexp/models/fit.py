@@ -28,6 +28,17 @@ PLACEHOLDERS = ("image_token", "video_token")
 PLACES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
+def _code_of_the_hub(config: Mapping[str, Any]) -> str | None:
+    """A repository of the Hub whose kernels a configuration, or a part of one, asks for: they would be run."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and (inner := _code_of_the_hub(value)):
+            return inner
+        texts = value.values() if isinstance(value, Mapping) else [value]
+        if "attn_implementation" in name and (found := [t for t in texts if isinstance(t, str) and "/" in t]):
+            return found[0]
+    return None
+
+
 def check_type(model_id: str, config: Mapping[str, Any], trust_remote_code: bool) -> None:
     """Whether transformers, or the code that a checkpoint brings along, knows what a config.json describes.
 
@@ -35,6 +46,11 @@ def check_type(model_id: str, config: Mapping[str, Any], trust_remote_code: bool
         UserError: it does not, or its code is needed and not trusted.
     """
     kind = config.get("model_type")
+    if not trust_remote_code and (kernel := _code_of_the_hub(config)):
+        raise UserError(
+            f"model.id={model_id}: its config.json has attention computed by {kernel}, which is code of the Hub: read "
+            "that code, then set model.trust_remote_code=true; or take the entry out."
+        )
     if kind in CONFIG_MAPPING:
         return
     if "AutoConfig" in config.get("auto_map", {}):

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vlmexp.confidential import redacted, redacted_values
 from vlmexp.config import Config
 from vlmexp.files import read_json, read_jsonl
-from vlmexp.provenance import redacted
 from vlmexp.runs import Run
 from vlmexp.tracking.board import Board
 from vlmexp.tracking.tracker import Guarded, Tracker
@@ -131,18 +131,10 @@ def identity_of(config: Config, run: Run) -> Identity:
     name = f"{given or sweep.name}/{run.directory.name}" if in_sweep else given or run.record["id"]
     # W&B takes at most 64 characters, and what makes the id unique stands at its end.
     own_id = re.sub(r"[^\w.-]", "-", run.record["id"])[-64:]
-    return Identity(id=own_id, name=name, group=sweep.name if in_sweep else None, job_type=config.stage)
+    return Identity(id=own_id, name=redacted(name), group=sweep.name if in_sweep else None, job_type=config.stage)
 
 
 def shown_config(config: Config, run: Run) -> dict[str, Any]:
     """The configuration without secrets, and the run directory."""
-    values = _without_secrets(dataclasses.asdict(config))
+    values = redacted_values(dataclasses.asdict(config))
     return {**values, "run_directory": str(run.directory), "run_id": run.record["id"]}
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_secrets(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_secrets(inner) for inner in value]
-    return redacted(value) if isinstance(value, str) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from vlmexp.confidential import redacted
 from vlmexp.tracking.tracker import Tracker, evaluation_scalars, scalars
 
 STEP = "train/global_step"
@@ -58,6 +60,8 @@ class WandbRun(Tracker):
         self._environment.enter_context(
             environment(WANDB_DATA_DIR=str(folder / "wandb"), WANDB_FINISH_TIMEOUT=str(FINISH_S), WANDB_SILENT="true")
         )
+        arguments = sys.argv
+        sys.argv = [redacted(text) for text in arguments]  # which W&B keeps
         try:
             self._run = wandb.init(
                 id=identity.id,
@@ -77,6 +81,8 @@ class WandbRun(Tracker):
             stop_service()
             self._environment.close()
             raise
+        finally:
+            sys.argv = arguments
         self._run.config.update(dict(config), allow_val_change=True)
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
