@@ -17,7 +17,7 @@ BESIDE_GROUPS = {"tracking", "export", "preview", "compare", "paths"}
 CHANGING_GROUPS = {"model", "collator", "peft"}
 BESIDE = """
 stage run trust_run threads
-dataset.on_bad_sample dataset.max_bad_share
+dataset.on_bad_sample dataset.max_bad_share dataset.decode_memory_mib dataset.decode_timeout_s dataset.max_file_gib
 evaluation.batch_size evaluation.invariance_examples
 train.gradient_audit train.memory_preflight train.on_divergence train.most_rewinds
 train.per_device_eval_batch_size train.eval_accumulation_steps train.eval_use_gather_object train.eval_do_concat_batches

@@ -85,6 +85,9 @@ class Dataset:
     on_bad_sample: str = "error"  # error | skip: rows that miss something, and media that cannot be decoded
     max_bad_share: float = 0.05  # of the rows of a split; with more than these to skip the run stops
     on_duplicates: str = "report"  # report | drop_from_train | error: pictures of train in another of the given splits
+    decode_memory_mib: int = 1024  # for images and videos that a process decodes at a moment; what needs more is bad
+    decode_timeout_s: float = 40.0  # a video that takes longer to read is bad
+    max_file_gib: float = 16.0  # an image or video with more on disk is bad, and a data file is refused
     convert: str = "auto"  # auto | always | never: lists, whole numbers and choices from what a table made of them
     train_answer: str = "most_common"  # most_common | sampled: which of several answers to train on
     metadata: list[str] = field(default_factory=list)  # columns kept beside each prediction and reported per value
@@ -138,6 +141,7 @@ class ImageProcessing:
     convert_to_rgb: bool = True  # transparency on white; false: left to the processor
     resize_mode: str = "keep_aspect"  # keep_aspect: longer side at most max_size | crop, stretch: a max_size square
     max_size: int | None = None  # pixels; null: no resizing
+    max_pixels: int = 2**25  # width times height (5,792 x 5,792); larger ones are scaled down to it
 
 
 @dataclass

@@ -84,7 +84,8 @@ _RULES: dict[str, Rule] = {
     **{f"dataset.{name}": _is_data for name in (
         "version", "options", "splits", "validation_fraction", "test_fraction", "split_seed", "max_examples", "columns",
         "required", "on_bad_sample", "max_bad_share", "on_duplicates", "convert", "train_answer", "metadata",
-        "max_new_tokens",
+        "max_new_tokens", "decode_memory_mib", "decode_timeout_s", "max_file_gib", "prompt", "instruction",
+        "open_instruction", "kept",
     )},
     **{f"collator.{name}": _is_data for name in (
         "system_prompt", "messages", "max_length", "overlong", "template_options", "answer_follows", "data_processing",

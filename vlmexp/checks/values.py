@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from vlmexp.config import MEDIA, SPLITS, Config
@@ -81,12 +82,20 @@ def check_numbers(config: Config) -> None:
         ("preview.examples", config.preview.examples, 1),
         ("preview.rows", config.preview.rows, 1),
         ("threads", config.threads, 1),
+        ("dataset.decode_memory_mib", config.dataset.decode_memory_mib, 64),
+        ("collator.image_processing.max_pixels", config.collator.image_processing.max_pixels, 1),
         ("seed", config.seed, 0),
         ("tracking.predictions", config.tracking.predictions, 0),
         *((f"dataset.max_examples.{name}", number, 1) for name, number in config.dataset.max_examples.items()),
     ):
         if number is not None and number < least:
             raise UserError(f"{option}={number} must be at least {least}.")
+    for option, most in (
+        ("dataset.decode_timeout_s", config.dataset.decode_timeout_s),
+        ("dataset.max_file_gib", config.dataset.max_file_gib),
+    ):
+        if not 0 < most < math.inf:
+            raise UserError(f"{option}={most} must be more than 0, and finite.")
     duration = config.collator.video_processing.file_processing.max_duration
     for option, amount in (("frame_extraction.fps", frames.fps), ("file_processing.max_duration", duration)):
         if amount is not None and amount <= 0:

@@ -7,8 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlmexp.data.images import load_image
-from vlmexp.errors import UserError
+from vlmexp.data.images import small_image
 
 SIZE = 160  # pixels on the longer side
 QUALITY = 70
@@ -29,11 +28,9 @@ def find_media(name: str, folders: Sequence[Path]) -> Path | None:
 
 def thumbnail(path: Path) -> str | None:
     """The picture as a data URI of a few kilobytes; None if Pillow cannot read it."""
-    try:
-        image = load_image(path)
-    except UserError:
+    image = small_image(path, SIZE)
+    if image is None:
         return None
-    image.thumbnail((SIZE, SIZE))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -259,9 +259,12 @@ class Conversions:
 
 def _number(text: str) -> int | None:
     """The whole number that a text is, also as `3.0` or `1e+16`; None: it is none."""
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    return int(float(text)) if _WHOLE.fullmatch(text) else None
+    try:
+        if _INTEGER.fullmatch(text):
+            return int(text)
+        return int(float(text)) if _WHOLE.fullmatch(text) else None
+    except (ValueError, OverflowError):  # of more digits than Python reads
+        return None
 
 
 def _texts(value: Any) -> list[str]:

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 from filelock import FileLock
@@ -139,9 +140,12 @@ def unpack(archive: Path, folder: Path, holds: str) -> None:
             members = [m for m in opened.infolist() if m.filename == holds or m.filename.startswith(f"{holds}/")]
             if not members:
                 raise UserError(f"{archive} holds no {holds}: is it the official archive?")
+            needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+            if needed > free:
+                raise UserError(f"{archive} unpacks to {needed:,} bytes, and {folder} has room for {free:,}.")
             for member in tqdm(members, f"unpack {archive.name}", unit=" files", leave=False):
                 opened.extract(member, temporary)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         archive.unlink()
         raise UserError(f"{archive} was damaged ({error}) and is deleted: run again to download it anew.") from None
     else:

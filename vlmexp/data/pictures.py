@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -22,9 +22,16 @@ def stored_name(sha256: str, head: bytes) -> str:
     return f"media/{sha256[:20]}{ending}"
 
 
-def identity(image: Image.Image) -> bytes:
-    """A hash that upright RGB pictures have in common exactly if they have the same size and pixels."""
-    return hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).digest()[:16]
+def identity(size: tuple[int, int], pieces: Iterable[Image.Image]) -> bytes:
+    """A hash that upright RGB pictures have in common exactly if they have the same size and pixels.
+
+    Args:
+        pieces: parts of the picture whose bytes in turn are its bytes.
+    """
+    found = hashlib.sha256(f"{size} ".encode())
+    for piece in pieces:
+        found.update(piece.tobytes())
+    return found.digest()[:16]
 
 
 def look(image: Image.Image) -> bytes:

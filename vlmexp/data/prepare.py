@@ -31,8 +31,10 @@ from filelock import FileLock
 from vlmexp.data.contents import contents_of, shown
 from vlmexp.data.division import divide
 from vlmexp.data.duplicates import Part, near_duplicates, write_duplicates
+from vlmexp.data.limits import budget
 from vlmexp.data.options import data_options
 from vlmexp.data.reading import Reading, media_columns
+from vlmexp.data.regular_files import Unopened, content_digest
 from vlmexp.data.rows import MediaStore
 from vlmexp.data.sources import Source, files_read, find_source, input_paths
 from vlmexp.data.splits import SPLITS, require_train, resolved_splits, split_rule
@@ -141,6 +143,7 @@ def prepare(
         **({"video_library": resolve_library(video_library)} if columns.get("video") else {}),
         **({"on_duplicates": on_duplicates} if on_duplicates == "drop_from_train" else {}),
         **({"convert": convert} if convert != "auto" else {}),
+        **({"limits": limits} if (limits := budget.changed_limits()) else {}),
     }
     folder = data_dir.expanduser() / f"{name}-{digest(request)[:12]}"
     prepared, _ = _found(folder)  # without the lock, so that data in a folder that cannot be written can be used
@@ -358,8 +361,12 @@ def _resolved_path(option: str, value: Any) -> Any:
 
 def _input_digest(path: Path) -> str:
     """The hash of a file's content, or of the names, sizes and times of change of all files of a folder."""
-    if path.is_file():
-        return file_digest(path)
+    if not path.is_dir():
+        try:
+            return content_digest(path, budget.most_bytes)
+        except Unopened as error:
+            way_out = "raise dataset.max_file_gib" if error.reason == "too large" else "name a file or a folder of data"
+            raise UserError(f"{path} {error}: {way_out}.") from None
     return digest([[str(file.relative_to(path)), state(file)] for file in _files(path)])
 
 

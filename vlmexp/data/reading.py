@@ -15,9 +15,11 @@ from vlmexp.data.conversions import Conversions
 from vlmexp.data.example import MEDIA_ROLES, check_columns
 from vlmexp.data.nested import paths_in, with_nested
 from vlmexp.data.row_chunks import RowChunks
+from vlmexp.data.row_shape import MOST_COLUMNS, row_shape
 from vlmexp.data.rows import BadSample, MediaStore, stored_row
 from vlmexp.data.sources import Rows
 from vlmexp.data.verify import Verified
+from vlmexp.errors import UserError
 
 _ROWS_FOR_COLUMNS = 1000  # a required column that none of so many rows has does not exist
 
@@ -50,8 +52,13 @@ class Reading:
         """
         chunks, seen, count = RowChunks(folder / split), set[str](), 0
         times = Counter[str]()  # how often an id was given so far
+        media = media_columns(self._columns)
+        known = {"id", "question_id", *(column for column in self._columns.values() if column)}
         dotted, inside = [column for column in self._columns.values() if column and "." in column], list[str]()
         for original in tqdm(rows, f"prepare {self._name} {split}", unit=" rows", leave=False):
+            shape = row_shape(original, media)
+            if shape.flaw is not None:  # of such a row, only what it is called is looked at
+                original = {name: value for name, value in original.items() if name in known}
             if count == 0 and dotted:
                 inside = list(paths_in(original))
             if count == _ROWS_FOR_COLUMNS:
@@ -59,12 +66,20 @@ class Reading:
                 check_columns(needed, [], [*seen, *inside], split)
             original = with_nested(original, dotted) if dotted else original
             seen |= original.keys()
+            if len(seen) > MOST_COLUMNS:
+                raise UserError(
+                    f"dataset={self._name}: the rows of the {split} split up to number {count + 1:,} have more than "
+                    f"{MOST_COLUMNS:,} different columns: put what differs from row to row into one of them."
+                )
             given = (original[name] for name in ("id", "question_id") if original.get(name) is not None)
             row = _unused(str(next(given, f"{split}-{count}")), times)
             count += 1
             try:
+                if shape.flaw is not None:
+                    raise BadSample("too large", shape.column, f"{shape.flaw}.")
                 converted = self.conversions.read(original, split)
-                chunks.add(stored_row(converted, self._columns, self._required, self.store) | {"id": row})
+                stored = stored_row(converted, self._columns, self._required, self.store) | {"id": row}
+                chunks.add(stored, shape.characters)
             except BadSample as error:
                 self._add(split, row, error.column, None, error.reason, str(error))
         if count:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from vlmexp.data.row_shape import MOST_FIELDS, has_many_fields
+
+_CHARACTERS = 2**26  # in memory at once
 _NO_COMMON_TYPE = (pa.ArrowInvalid, pa.ArrowTypeError)
 
 
@@ -18,16 +21,18 @@ class RowChunks:
     def __init__(self, folder: Path, chunk: int = 2_000) -> None:
         self._folder, self._chunk = folder, chunk
         self._rows, self._schemas = list[dict[str, Any]](), list[pa.Schema]()
-        self._count = 0
+        self._count = self._characters = 0
         folder.mkdir(parents=True)
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: dict[str, Any], characters: int = 0) -> None:
+        """Add a row, of about so many characters."""
         self._rows.append(row)
         self._count += 1
-        if len(self._rows) == self._chunk:
+        self._characters += characters
+        if len(self._rows) == self._chunk or self._characters > _CHARACTERS:
             self._write()
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
@@ -69,7 +74,7 @@ class RowChunks:
         table = pa.table({name: _array([row.get(name) for row in self._rows]) for name in names})
         self._write_table(len(self._schemas), table)
         self._schemas.append(table.schema)
-        self._rows = []
+        self._rows, self._characters = [], 0
 
     def _write_table(self, number: int, table: pa.Table) -> None:
         with pa.OSFile(str(self._file(number)), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
@@ -82,9 +87,14 @@ class RowChunks:
         """The type that a column has in all chunks; None where there is none."""
         parts = [pa.schema([schema.field(name)]) for schema in self._schemas if name in schema.names]
         try:
-            return pa.unify_schemas(parts, promote_options="permissive").field(name).type
+            found = pa.unify_schemas(parts, promote_options="permissive").field(name).type
         except _NO_COMMON_TYPE:
             return None
+        return found if _fields(found) <= MOST_FIELDS else None
+
+
+def _fields(kind: pa.DataType) -> int:
+    return sum(1 + _fields(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def _as_type(table: pa.Table, name: str, wanted: pa.DataType | None) -> pa.Array | pa.ChunkedArray:
@@ -97,6 +107,8 @@ def _as_type(table: pa.Table, name: str, wanted: pa.DataType | None) -> pa.Array
 
 
 def _array(values: list[Any]) -> pa.Array:
+    if has_many_fields(values):  # each field of one row would be stored with all of them
+        return _text_array(values)
     try:
         return pa.array(values)
     except (*_NO_COMMON_TYPE, OverflowError, UnicodeEncodeError):

@@ -20,6 +20,7 @@ from typing import Any
 from vlmexp.data.letters import letter, lettered
 from vlmexp.data.literals import parsed
 from vlmexp.data.nested import with_nested
+from vlmexp.data.regular_files import Unopened, open_regular
 from vlmexp.data.shards import split_files
 from vlmexp.data.tables import READERS, read_rows
 from vlmexp.data.vqav2 import vqav2, vqav2_files
@@ -97,7 +98,7 @@ def files(
                 raise UserError(
                     f"dataset.options.{option}={file}: the file's ending must be one of {', '.join(READERS)}."
                 )
-            if not path.is_file():
+            if not path.exists():
                 raise UserError(f"dataset.options.{option}={file}: there is no such file (looked at {path.resolve()}).")
             folder = (Path(root).expanduser() if root else path.parent).resolve()
             try:
@@ -153,6 +154,8 @@ def hub(
     """
     import datasets
 
+    for file in Path(path).rglob("*"):
+        _require_regular(path, file)
     try:
         loaded = _saved(Path(path)) or datasets.load_dataset(path, name, revision=revision)
     except Exception as error:  # whatever the Hub's client raises, the user needs the data set's name and the reason
@@ -165,6 +168,15 @@ def hub(
         rows = _without_decoding(table) if choices is None else _lettered(_without_decoding(table), **choices)
         tables[split] = _with_class_names(rows, table.features)
     return tables
+
+
+def _require_regular(given: str, path: Path) -> None:
+    """Refuse a folder with a file that the datasets library would wait for, or read for ever."""
+    try:
+        if not path.is_dir():
+            open_regular(path).close()
+    except Unopened as error:
+        raise UserError(f"dataset.options.path={given} cannot be read: {path} {error}.") from None
 
 
 def _saved(folder: Path) -> Mapping[str, Any] | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vlmexp.config import NEEDS_TRAIN, Config, required_roles, used_columns
 from vlmexp.data.examples import Examples
+from vlmexp.data.limits import Limits, set_limits
 from vlmexp.data.prepare import Prepared, prepare
 from vlmexp.data.video_readers import resolve_library
 from vlmexp.errors import UserError
@@ -18,6 +19,7 @@ from vlmexp.runs import Run
 def prepared_data(config: Config, run: Run) -> Prepared:
     """Prepare the data set of the config and record in run.json what it is."""
     dataset = config.dataset
+    set_limits(Limits(dataset.decode_memory_mib, dataset.decode_timeout_s, dataset.max_file_gib))
     prepared = prepare(
         Path(config.paths.data),
         dataset.name,

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
-import sys
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from vlmexp.data.json_rows import json_rows, parsed
+from vlmexp.data.regular_files import Unopened, open_regular
+from vlmexp.data.row_shape import MOST_CHARACTERS, MOST_COLUMNS
+
+_LARGE_DICTIONARY = 2**22  # bytes in the file; what writes parquet files begins no dictionary of more than a quarter
+_LARGE_COLUMN = 2**26  # bytes
+_DENSE = 100  # times that a column is larger than in the file
 Row = dict[str, Any]
 
 
@@ -26,6 +33,8 @@ def read_rows(path: Path, may_be_empty: bool = False) -> Iterator[Row]:
         for row in READERS[path.suffix.lower()](path):
             empty = False
             yield row
+    except Unopened as error:
+        raise ValueError(f"it {error}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not in UTF-8 (byte {error.start})") from None
     if empty and not may_be_empty:
@@ -33,38 +42,40 @@ def read_rows(path: Path, may_be_empty: bool = False) -> Iterator[Row]:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+    with _text(path) as file:
+        for number, line in _lines(file):
             if line.strip():
-                yield _object(_parsed(line, f"line {number}"), f"line {number}")
+                yield _object(parsed(line, f"line {number}"), f"line {number}")
 
 
 def _json(path: Path) -> Iterator[Row]:
     """A list of rows, an object that holds one list of rows, a single row, or, as in jsonl, a row a line."""
-    text = path.read_text(encoding="utf-8-sig").strip()
-    first = text.partition("\n")[0]
-    if not text or (first.startswith("{") and _is_json(first) and "\n" in text):
+    if _has_a_row_a_line(path):
         yield from _jsonl(path)
         return
-    content = _parsed(text, "it")
-    if isinstance(content, dict):
-        lists = [
-            value for value in content.values() if isinstance(value, list) and isinstance(next(iter(value), None), dict)
-        ]
-        if len(lists) > 1:
-            raise ValueError(f"it is an object with {len(lists)} lists of rows, and one is needed")
-        content = lists[0] if lists else content
-    for number, row in enumerate(content if isinstance(content, list) else [content]):
-        yield _object(row, f"row {number}")
+    with _text(path) as file:
+        for number, row in json_rows(file):
+            yield _object(row, f"row {number}")
+
+
+def _has_a_row_a_line(path: Path) -> bool:
+    """Whether the first line is an object and there are more lines, or there is nothing."""
+    with _text(path) as file:
+        lines = (line.strip() for line in iter(partial(file.readline, MOST_CHARACTERS), ""))
+        first = next(filter(None, lines), "")
+        return not first or (first.startswith("{") and _is_json(first) and any(lines))
 
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
     """Every value is text, and an empty one stays empty."""
-    csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True, delimiter=delimiter)
+    csv.field_size_limit(MOST_CHARACTERS)
+    with _text(path, newline="") as file:
+        reader = csv.DictReader((line for _, line in _lines(file)), strict=True, delimiter=delimiter)
         try:
-            twice = [name for name, count in Counter(reader.fieldnames or ()).items() if name and count > 1]
+            names = reader.fieldnames or ()
+            if len(names) > MOST_COLUMNS:
+                raise ValueError(f"its first line names {len(names):,} columns, more than {MOST_COLUMNS:,}")
+            twice = [name for name, count in Counter(names).items() if name and count > 1]
             if twice:
                 raise ValueError(f"it has several columns with the name {twice[0]!r}")
             for row in reader:
@@ -83,26 +94,48 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with open_regular(path) as opened:
+        size = opened.size
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
+            if file.metadata.num_columns > MOST_COLUMNS:
+                raise ValueError(f"it has {file.metadata.num_columns:,} columns, more than {MOST_COLUMNS:,}")
+            if file.metadata.num_rows > size:
+                raise ValueError(f"it has {file.metadata.num_rows:,} rows in {size:,} bytes")
+            for batch in file.iter_batches(batch_size=_batch_size(file.metadata)):
                 yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+    except (pa.lib.ArrowException, OSError, OverflowError) as error:
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
 
 
-def _parsed(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is no JSON: {error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise ValueError(f"{place} is nested too deeply") from None
+def _batch_size(metadata: Any) -> int:
+    """Rows to read at once: one where a few bytes of the file may stand for a large value in each of many rows."""
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            if column.has_dictionary_page and (
+                column.data_page_offset - column.dictionary_page_offset > _LARGE_DICTIONARY
+                or column.total_uncompressed_size > max(_LARGE_COLUMN, _DENSE * column.total_compressed_size)
+            ):
+                return 1
+    return 256
+
+
+def _text(path: Path, newline: str | None = None) -> TextIO:
+    return io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline=newline)
+
+
+def _lines(file: TextIO) -> Iterator[tuple[int, str]]:
+    """Number, from 1 on, and text of each line."""
+    for number, line in enumerate(iter(partial(file.readline, MOST_CHARACTERS + 1), ""), start=1):
+        if len(line) > MOST_CHARACTERS:
+            raise ValueError(f"line {number} has more than {MOST_CHARACTERS:,} characters")
+        yield number, line
 
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        parsed(text, "it")
     except ValueError:
         return False
     return True

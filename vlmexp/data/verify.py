@@ -10,11 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vlmexp.data.images import MediaError, load_image
+from vlmexp.data.images import MediaError, picture
+from vlmexp.data.limits import budget
 from vlmexp.data.pictures import HEAD, identity, look, stored_name
+from vlmexp.data.regular_files import content_digest, open_regular
 from vlmexp.data.videos import check_video
-from vlmexp.files import file_digest
 
+_LOOKED_AT = 2**20  # pixels of a large picture, for what it looks like
 WORKERS = min(16, os.cpu_count() or 1)  # threads: decoding and hashing let go of Python's lock
 
 
@@ -44,8 +46,8 @@ def verify(media: Mapping[Path, str], root: Path, description: str, video_librar
             if kind == "video":
                 check_video(file, video_library)
             else:
-                image = load_image(file)
-                shows, seen = identity(image), look(image)
+                with picture(file) as image:
+                    shows, seen = identity(image.size, image.pieces()), look(image.within(_LOOKED_AT))
             if found is None:
                 raise MediaError("missing", f"The {kind} {file} cannot be read any more.")
         except MediaError as raised:
@@ -60,7 +62,7 @@ def verify(media: Mapping[Path, str], root: Path, description: str, video_librar
 
 
 def _stored_name(file: Path, sha256: str) -> str:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return stored_name(sha256, opened.read(HEAD))
 
 
@@ -80,8 +82,8 @@ def stamp(path: Path | str) -> list[int] | None:
 
 
 def content(path: Path) -> str | None:
-    """SHA-256 of the file's bytes; None if they cannot be read."""
+    """SHA-256 of the file's bytes; None if they cannot be read, or are more than a file may have."""
     try:
-        return file_digest(path) if path.is_file() else None
+        return content_digest(path, budget.most_bytes)
     except OSError:
         return None

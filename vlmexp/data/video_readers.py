@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmexp.data.video_containers import DEMUXERS
 from vlmexp.errors import UserError, unknown
 
 Pixels = NDArray[np.uint8]
@@ -57,7 +58,7 @@ class PyavReader:
     def __init__(self, path: Path) -> None:
         import av
 
-        self._container = av.open(str(path))
+        self._container = av.open(str(path), options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
         if not self._container.streams.video:
             raise Unreadable("it has no video stream")
         self._stream = self._container.streams.video[0]
@@ -87,7 +88,7 @@ class PyavReader:
         self._stamps, self._keys = sorted(shown for shown, _ in stamps), sorted(keys)
         self._decoded: Iterator[Any] = iter(())
         self._position: int | None = None  # time stamp of the frame that was decoded last
-        height, width = self._first(1)[0].shape[:2] if stamps else (0, 0)
+        height, width = self._first([0])[0].shape[:2] if stamps else (0, 0)
         first, last = (self._stamps[0], self._stamps[-1]) if stamps else (0, 0)
         seconds = float((last + durations.get(last, 0) - first) * (self._stream.time_base or 0))
         rate = _average_rate(float(self._stream.average_rate or 0), len(stamps), seconds)
@@ -96,8 +97,7 @@ class PyavReader:
     def frames(self, numbers: Sequence[int]) -> list[Pixels]:
         if self._in_order:
             return [self._frame_at(self._stamps[number]) for number in numbers]
-        first = self._first(numbers[-1] + 1)
-        return [first[number] for number in numbers]
+        return self._first(numbers)
 
     def _frame_at(self, stamp: int) -> Pixels:
         key, key_decoded = self._keys[max(0, bisect_right(self._keys, stamp, key=lambda times: times[0]) - 1)]
@@ -110,13 +110,18 @@ class PyavReader:
                 return _upright(frame)
         raise Unreadable("a frame of it cannot be decoded")
 
-    def _first(self, count: int) -> list[Pixels]:
+    def _first(self, numbers: Sequence[int]) -> list[Pixels]:
+        """Frames of these numbers, by counting from the beginning."""
         self._container.seek(0, stream=self._stream)
         self._position = None
-        found = [_upright(frame) for frame in itertools.islice(self._container.decode(self._stream), count)]
-        if len(found) < count:
-            raise Unreadable(f"only {len(found)} frames of it can be decoded")
-        return found
+        wanted, found, decoded = set(numbers), dict[int, Pixels](), 0
+        for frame in itertools.islice(self._container.decode(self._stream), numbers[-1] + 1):
+            if decoded in wanted:
+                found[decoded] = _upright(frame)
+            decoded += 1
+        if decoded <= numbers[-1]:
+            raise Unreadable(f"only {decoded} frames of it can be decoded")
+        return [found[number] for number in numbers]
 
 
 def _average_rate(stated: float, frames: int, seconds: float) -> float:
@@ -175,7 +180,7 @@ class OpencvReader:
         return found
 
     def _opened(self, path: Path) -> Any:
-        capture = self._cv2.VideoCapture(str(path))
+        capture = self._cv2.VideoCapture(str(path), self._cv2.CAP_FFMPEG)  # another would take % for a number
         if not capture.isOpened():
             raise Unreadable("it is damaged or no video")
         return capture

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vlmexp.data.images import MediaError, require_file
-from vlmexp.data.video_readers import LIBRARIES, Pixels, Reader, Unreadable, VideoHeader, resolve_library
+from vlmexp.data.image_files import MediaError
+from vlmexp.data.video_process import ReaderProcess, read_video, require_room
+from vlmexp.data.video_readers import Pixels, VideoHeader, resolve_library
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def video_header(path: Path, options: VideoOptions) -> VideoHeader:
     Raises:
         MediaError: the file is missing, damaged, cut off, or has no frame.
     """
-    return _open(path, resolve_library(options.library)).header
+    return read_video(path, resolve_library(options.library), lambda video: _header(path, video))
 
 
 def frame_numbers(header: VideoHeader, options: VideoOptions) -> list[int]:
@@ -75,43 +76,33 @@ def load_video(path: Path, options: VideoOptions) -> Clip:
         MediaError: the file is missing, damaged, cut off, or has no frame.
     """
     library = resolve_library(options.library)
-    reader = _open(path, library)
-    numbers = frame_numbers(reader.header, options)
-    frames = _frames(reader, numbers, path, library)
-    if library == "cv2" and options.convert_to_rgb:
-        frames = [frame[:, :, ::-1] for frame in frames]
-    return Clip(np.stack(frames), numbers, reader.header, library)
+
+    def clip(video: ReaderProcess) -> Clip:
+        header = _header(path, video)
+        numbers = frame_numbers(header, options)
+        require_room(path, header, len(numbers))
+        return Clip(video.frames(numbers), numbers, header, library)
+
+    found = read_video(path, library, clip)
+    is_bgr = library == "cv2" and options.convert_to_rgb
+    return dataclasses.replace(found, frames=np.ascontiguousarray(found.frames[..., ::-1])) if is_bgr else found
 
 
 def check_video(path: Path, library: str) -> None:
     """Decode the first, a middle and the last frame.
 
     Raises:
-        MediaError: the file is missing, damaged, cut off, or has no frame.
+        MediaError: the file is missing, damaged, cut off, has no frame, or needs more memory or time than there is.
     """
-    library = resolve_library(library)
-    reader = _open(path, library)
-    _frames(reader, sorted({0, reader.header.frames // 2, reader.header.frames - 1}), path, library)
+
+    def check(video: ReaderProcess) -> None:
+        header = _header(path, video)
+        video.frames(sorted({0, header.frames // 2, header.frames - 1}))
+
+    read_video(path, resolve_library(library), check)
 
 
-def _open(path: Path, library: str) -> Reader:
-    require_file("video", path)
-    try:
-        reader = LIBRARIES[library].reader(path)
-    except Exception as error:  # each library has its own errors for a damaged file
-        raise _unreadable(path, library, error) from None
-    if reader.header.frames < 1:
+def _header(path: Path, video: ReaderProcess) -> VideoHeader:
+    if video.header.frames < 1:
         raise MediaError("no frames", f"The video {path} has no frame.")
-    return reader
-
-
-def _frames(reader: Reader, numbers: Sequence[int], path: Path, library: str) -> list[Pixels]:
-    try:
-        return reader.frames(numbers)
-    except Exception as error:
-        raise _unreadable(path, library, error) from None
-
-
-def _unreadable(path: Path, library: str, error: Exception) -> MediaError:
-    reason = str(error) if isinstance(error, Unreadable) else f"it is damaged or no video ({type(error).__name__})"
-    return MediaError("damaged", f"The video {path} cannot be read with {library}: {reason}.")
+    return video.header

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmexp.data.download import fetch_archive
+from vlmexp.data.regular_files import open_regular
 from vlmexp.errors import UserError
 
 _NAMES = {"train": ("train2014", "Train"), "validation": ("val2014", "Val")}  # split -> COCO's name, the archives' name
@@ -97,10 +98,11 @@ def _id(entry: Mapping[str, Any]) -> str | None:
 def _entries(path: Path, name: str) -> list[dict[str, Any]]:
     """The questions or annotations of an official file; what is no object among them counts as an empty one."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))[name]
+        with open_regular(path) as file:
+            entries = json.load(file)[name]
         if not isinstance(entries, list):
             raise TypeError(f"its {name} are a {type(entries).__name__} and no list")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read as the official file: {type(error).__name__}: {error}. "
             "Delete it to download it again."

@@ -11,6 +11,7 @@ from vlmexp import distributed
 from vlmexp.collator.lengths import KEEPING_ALL, fit
 from vlmexp.config import Config
 from vlmexp.data.example import Example
+from vlmexp.data.images import small_image
 from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.evaluation.answers import (
@@ -67,7 +68,7 @@ def score_base(config: Config, run: Run) -> None:
             model = load_model(source, run.note_fallback, config.seed)
             weights = [fingerprint(source.location, source.revision)] if run.is_main else []
             result |= evaluate_model(config, run, model, processor, BASE, weights)
-            track_evaluation(config, run, BASE)
+            track_evaluation(config, run, BASE, small_image)
     forget_answers(run, BASE)
 
 
@@ -86,7 +87,7 @@ def score_finetuned(config: Config, run: Run) -> None:
             places = [(source.location, source.revision), (str(source_run / "model"), None)] if run.is_main else []
             weights = [fingerprint(*place) for place in places]
             result |= evaluate_model(config, run, model, processor, FINETUNED, weights, trained_on)
-            track_evaluation(config, run, FINETUNED, source_run)
+            track_evaluation(config, run, FINETUNED, small_image, source_run)
     forget_answers(run, FINETUNED)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,13 @@ def tracked(config: Config, run: Run, trained_by: Path | None = None) -> Iterato
         run.tracker = Tracker()
 
 
-def track_evaluation(config: Config, run: Run, name: str, trained_by: Path | None = None) -> None:
+def track_evaluation(
+    config: Config, run: Run, name: str, picture: Callable[[Path, int], Any], trained_by: Path | None = None
+) -> None:
     """Send what an evaluation of this run has written.
 
     Args:
+        picture: reads an image at so many pixels on the longer side; None: it cannot be read.
         name: how its files begin: base_vlm_model or finetuned_vlm_model.
         trained_by: as for `tracked`; also the run whose steps count.
     """
@@ -56,7 +60,7 @@ def track_evaluation(config: Config, run: Run, name: str, trained_by: Path | Non
     count = min(config.tracking.predictions, len(rows))
     folder = Path(run.record["data"]["folder"])
     sample = [
-        row | {"images": [str(folder / image) for image in row["images"]]}
+        row | {"images": [functools.partial(picture, folder / image) for image in row["images"]]}
         for row in random.Random(config.seed).sample(rows, count)
     ]
     trained = read_json(trained_by / "run.json")["stages"].get("train", {}) if trained_by else {}

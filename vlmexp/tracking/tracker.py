@@ -22,7 +22,8 @@ class Tracker:
             name: base or finetuned.
             result: the content of its *_evaluation.json.
             step: how many steps the model was trained.
-            rows: some of its predictions, their images as paths.
+            rows: some of its predictions, their images as functions of pixels on the longer side, which give None for
+                one that cannot be read.
         """
 
     def close(self, succeeded: bool) -> None:

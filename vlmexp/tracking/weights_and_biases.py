@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vlmexp.confidential import redacted
 from vlmexp.tracking.tracker import Tracker, evaluation_scalars, scalars
 
@@ -128,7 +126,7 @@ def predictions_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     metrics = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     table = wandb.Table(columns=["image", *columns, *metrics], allow_mixed_types=True)
     for row, texts in zip(rows, plain, strict=True):
-        image = _small(row["images"][0]) if row["images"] else None
+        image = row["images"][0](IMAGE_SIZE) if row["images"] else None
         cells = [_cell(texts.get(name)) for name in columns]
         table.add_data(image and wandb.Image(image), *cells, *(row["scores"].get(name) for name in metrics))
     return table
@@ -136,15 +134,6 @@ def predictions_table(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def _cell(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _small(path: str) -> Image.Image | None:
-    try:
-        with Image.open(path) as image:
-            image.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
-            return image.convert("RGB")
-    except OSError:  # it is no longer there
-        return None
 
 
 @contextlib.contextmanager

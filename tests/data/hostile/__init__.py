@@ -1,0 +1,5 @@
+"""Media and data files made to break what reads them; `python -m tests.data.hostile` runs them all."""
+
+import os
+
+os.environ.setdefault("TQDM_DISABLE", "1")

@@ -1,0 +1,120 @@
+"""Opening files that data name: regular ones that end, whatever a name leads to.
+
+A name may lead to a device that never ends, a pipe that nobody writes to, or a file that the kernel makes up: it says
+that it is regular and waits for something to happen. Nothing is read beyond the size that a file had when it was
+opened, so that one that grows has an end, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+_BUFFER = 2**16  # bytes
+_KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
+_MADE_UP = {os.stat(name).st_dev for name in ("/proc", "/sys") if os.path.isdir(name)}  # file systems of the kernel
+
+
+_read = io.BufferedReader.read
+
+
+class Unopened(OSError):
+    """A name that leads to no file to read: `reason` in a word or two, and the end of a sentence about it."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class _Ending(io.FileIO):
+    """A file that ends where it did when it was opened."""
+
+    def __init__(self, descriptor: int, end: int) -> None:
+        super().__init__(descriptor, "rb")
+        self._end = end
+
+    def readinto(self, buffer: Any) -> int | None:
+        view = memoryview(buffer).cast("B")
+        return super().readinto(view[: max(0, self._end - self.tell())])
+
+    def readall(self) -> bytes:
+        return super().read(max(0, self._end - self.tell())) or b""
+
+
+class Regular(io.BufferedReader):
+    """A regular file, open for reading.
+
+    Attributes:
+        size: bytes, when it was opened.
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        super().__init__(_Ending(descriptor, size), _BUFFER)
+        self.size = size
+        self._most: int | None = None
+        self._given = 0
+
+    def allow(self, most: int | None) -> None:
+        """Let `read` give so many bytes from now on, and then raise Unopened; None: any number."""
+        self._most, self._given = most, 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = _read(self, size)
+        if self._most is not None:
+            self._given += len(found)
+            if self._given > self._most:
+                raise Unopened("too large", f"has more than {self._most:,} bytes in front of its pixels")
+        return found
+
+
+def open_regular(path: Path | str) -> Regular:
+    """Open a file for reading in binary, after all links.
+
+    Raises:
+        Unopened: there is none, it cannot be opened, or it is not a regular file.
+    """
+    try:
+        _require_regular(os.stat(path).st_mode)  # before opening, which does something to some devices
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Unopened("missing", "does not exist") from None
+    except Unopened:
+        raise
+    except (OSError, ValueError) as error:  # a loop of links, a name too long or with a null character
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
+        raise Unopened("missing", f"cannot be looked at: {reason}") from None
+    try:
+        found = os.fstat(descriptor)
+        _require_regular(found.st_mode)  # another may lie there by now
+        if found.st_dev in _MADE_UP:
+            raise Unopened("not a file", "is a file of the kernel's and not one that is stored")
+        return Regular(descriptor, found.st_size)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def content_digest(path: Path | str, most: int | None = None) -> str:
+    """SHA-256 of a file's bytes.
+
+    Args:
+        most: bytes; a file that has more is not read.
+
+    Raises:
+        Unopened: it is no regular file, or too large.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        if most is not None and file.size > most:
+            raise Unopened("too large", f"has {file.size:,} bytes, more than {most:,}")
+        return hashlib.file_digest(file.raw, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _require_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        what = next((name for is_one, name in _KINDS if is_one(mode)), "device")
+        raise Unopened("not a file", f"is a {what} and not a file")

@@ -1,0 +1,83 @@
+"""How large and how deep a row is, and what is too much: some rows would take minutes, or memory without end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MOST_COLUMNS = 10_000  # of a split
+MOST_VALUES = 1_000_000  # in a row, all that is inside of lists and objects included
+MOST_CHARACTERS = 2**26  # of a row as text, and of all its texts
+LONGEST_TEXT = 2**24  # characters; an image in base64 may be longer
+DEEPEST = 64  # levels of lists and objects in each other
+MOST_FIELDS = 1_000  # of the objects in a column, of all its rows together
+
+
+@dataclass
+class RowShape:
+    """What there is in a row; of values beyond a limit not all are counted.
+
+    Attributes:
+        flaw: the end of a sentence about what there is too much of; None: nothing.
+        column: where.
+    """
+
+    characters: int = 0
+    values: int = 0
+    flaw: str | None = None
+    column: str | None = None
+
+
+def row_shape(row: Mapping[str, Any], media_columns: Collection[str]) -> RowShape:
+    """What there is in a row as a source gives it."""
+    shape = RowShape()
+    if len(row) > MOST_COLUMNS:
+        shape.flaw = f"the row has {len(row):,} columns, more than {MOST_COLUMNS:,}"
+        return shape
+    for column, value in row.items():
+        if isinstance(value, str | bytes | list | tuple | dict):
+            shape.flaw = _count(value, shape, LONGEST_TEXT if column not in media_columns else MOST_CHARACTERS)
+        if shape.flaw is not None:
+            shape.column = str(column)[:100]
+            break
+    return shape
+
+
+def _count(value: Any, shape: RowShape, longest: int) -> str | None:
+    """Add what is in a value; returns what it has too much of."""
+    level, depth = [value], 0
+    while level:
+        inner = list[Any]()
+        for item in level:
+            if isinstance(item, str):
+                if len(item) > longest:
+                    return f"a text has {len(item):,} characters, more than {longest:,}"
+                shape.characters += len(item)
+            elif isinstance(item, bytes):
+                shape.characters += len(item)
+            else:
+                shape.values += len(item)
+                if shape.values > MOST_VALUES:
+                    return f"there are more than {MOST_VALUES:,} values in the row"
+                items = (*item.keys(), *item.values()) if isinstance(item, dict) else item
+                inner += [each for each in items if isinstance(each, str | bytes | list | tuple | dict)]
+        level, depth = inner, depth + 1
+        if depth > DEEPEST + 1:
+            return f"it is nested too deeply, more than {DEEPEST} levels"
+    return None
+
+
+def has_many_fields(values: Collection[Any]) -> bool:
+    """Whether the objects in these values have more different fields than a column may have."""
+    fields, level = set[Any](), list(values)
+    while level and len(fields) <= MOST_FIELDS:
+        inner = list[Any]()
+        for item in level:
+            if isinstance(item, dict):
+                fields.update(item)
+                inner += [each for each in item.values() if isinstance(each, dict | list | tuple)]
+            elif isinstance(item, list | tuple):
+                inner += [each for each in item if isinstance(each, dict | list | tuple)]
+        level = inner
+    return len(fields) > MOST_FIELDS
