@@ -8,6 +8,7 @@ import pytest
 
 from vlmexp.config import Config, PeftExtras, TrainExtras
 from vlmexp.data.options import CHANGES_NO_DATA
+from vlmexp.errors import UserError
 from vlmexp.files import write_json
 from vlmexp.runs import NOT_IN_KEY, Run, affecting_results, config_key, differences, read_config
 from vlmexp.signatures import class_fields
@@ -128,6 +129,18 @@ def test_a_run_is_continued_with_other_options_that_change_no_result(compose, tm
     assert run.record["status"] == "done"
     assert run.record["overrides"] == ["seed=0", *lower]  # what a further attempt begins with
     assert read_config(tmp_path)["evaluation"]["batch_size"] == 4
+
+
+def test_a_configuration_that_is_cut_short_is_not_read_as_another_one(compose, tmp_path):
+    with Run.open(tmp_path, compose(), []):
+        pass
+    path = tmp_path / "config.resolved.yaml"
+    content = path.read_bytes()
+    middle = content.index(b"\n", len(content) // 2)
+    for damaged in (b"", content[:1], content[:middle], content[:-1], content[:middle] + bytes(200)):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"config.resolved.yaml is damaged \(.*\): restore it from a copy\."):
+            read_config(tmp_path)
 
 
 def test_a_run_of_a_version_that_counted_other_options_is_continued(compose, tmp_path):

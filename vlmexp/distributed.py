@@ -6,13 +6,17 @@ is a job of one rank, for which nothing here does anything or imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import re
 from typing import Any
 
 from vlmexp.errors import UserError
 
 _TIMEOUT = datetime.timedelta(hours=6)  # others wait that long while rank 0 prepares, merges or saves
+_BROKEN = re.compile(r"gloo/transport|monitoredBarrier|ncclRemoteError|Connection (closed|reset|refused)|Broken pipe")
+_BRIEF = datetime.timedelta(seconds=5)  # for what is said in leaving
 _control: Any = None  # a gloo group: agreeing costs no synchronisation with the GPU
 
 
@@ -109,6 +113,17 @@ def any_rank(flag: bool) -> bool:
     return bool(count)
 
 
+def greatest(number: int) -> int:
+    """The greatest number of all ranks; all ranks must ask."""
+    if _control is None:
+        return number
+    import torch.distributed
+
+    largest = torch.tensor(number)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=_control)
+    return int(largest)
+
+
 def gathered(value: Any) -> list[Any]:
     """The value of every rank, in the order of ranks, on every rank."""
     if _control is None:
@@ -125,12 +140,52 @@ def agreed_start() -> datetime.datetime:
 
     A job that torchrun starts again gets the time of its first start.
     """
-    import torch.distributed
-
-    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_TIMEOUT
-    )
-    name = "vlmexp/started"
+    store, name = _store(_TIMEOUT), "vlmexp/started"
     if rank() == 0 and not store.check([name]):
         store.set(name, datetime.datetime.now().isoformat())
     return datetime.datetime.fromisoformat(store.get(name).decode())
+
+
+def announce_stop(number: int) -> None:
+    """Tell the other ranks by which signal this one was told to stop: what they wait for breaks off when it leaves."""
+    if _control is not None:
+        with contextlib.suppress(RuntimeError):  # the launcher, which holds the store, may have left too
+            _store(_BRIEF).set(_stop_name(), str(number))
+
+
+def announced_stop() -> int | None:
+    """The signal by which another rank was told to stop, if one has said so."""
+    if _control is not None:
+        with contextlib.suppress(RuntimeError):
+            store = _store(_BRIEF)
+            if store.check([_stop_name()]):
+                return int(store.get(_stop_name()))
+    return None
+
+
+class LostRank(UserError):
+    """Another process of the job is not there any more."""
+
+    exit_code = 1
+
+
+def without_rank(error: RuntimeError) -> RuntimeError | LostRank:
+    """What to say of an error of a link to another rank; any other error as it is."""
+    if not _BROKEN.search(str(error)):
+        return error
+    return LostRank(
+        "Another process of this job has ended, and this one cannot go on without it. The launcher's output and the "
+        "train-rank*.log of the run say why; started again with run=, the job goes on from its last checkpoint."
+    )
+
+
+def _stop_name() -> str:
+    return f"vlmexp/stopped/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"  # torchrun may start the job again
+
+
+def _store(timeout: datetime.timedelta) -> Any:
+    """The store that the launcher, or else rank 0, holds for the job."""
+    import torch.distributed
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return torch.distributed.TCPStore(address, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]

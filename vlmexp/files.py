@@ -1,22 +1,30 @@
 """Writing files so that a reader sees the old content or the new one, and never half of either.
 
-A target has one writer at a time: run directories and prepared data are locked by those who write them.
+A target has one writer at a time: run directories and prepared data are locked by those who write them. What is
+renamed has reached the disk before, and the new name has when the function returns: after a power loss, too, there is
+the old content or the new one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from vlmexp.errors import UserError
+
+_SETTLING = 16  # files at a time: a disk writes down many at once nearly as fast as one
+_BLOCK = 2**24  # bytes
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,9 +36,52 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def settle(path: Path) -> None:
+    """Have the disk keep a file, or a folder with all that is below it, before something else is built on it."""
+    below = list(path.rglob("*")) if path.is_dir() else []
+    with ThreadPoolExecutor(_SETTLING) as pool:
+        list(pool.map(_sync, [place for place in below if place.is_file() and not place.is_symlink()]))
+    for place in [*(folder for folder in reversed(below) if folder.is_dir() and not folder.is_symlink()), path]:
+        _sync(place)
+
+
+def replace(temporary: Path, path: Path) -> None:
+    """Give a settled file or folder its name, and have the disk keep that it has it."""
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(place: Path) -> None:
+    number = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not place.is_dir():  # some systems sync no folders
+            raise
+    finally:
+        os.close(number)
+
+
+def append_text(path: Path, text: str, settled: bool = True) -> None:
+    """Add whole lines to a file, behind its last whole line: what a full disk has left of another is taken out.
+
+    Args:
+        settled: have the disk keep them before this returns.
+    """
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and (file.seek(size - 1), file.read(1))[1] != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(text.encode())
+        file.flush()
+        if settled:
+            os.fsync(file.fileno())
 
 
 def json_text(value: Any, **form: Any) -> str:
@@ -82,16 +133,33 @@ def read_json(path: Path) -> Any:
         raise DamagedFile(f"{path} is damaged ({error}): restore it from a copy.") from None
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """Rows of a file that may still be growing: a last line without its end is left out. Raises DamagedFile."""
+def read_jsonl(path: Path, growing: bool = True) -> list[Any]:
+    """Rows of a file. Raises DamagedFile.
+
+    Args:
+        growing: lines are still added to it: a last one without its end is left out, and there may be none yet.
+    """
     if not path.exists():
         return []
     try:
         text = path.read_text(encoding="utf-8")
+        if not growing and not text.endswith("\n"):
+            raise ValueError("its last line has no end")
         # Not splitlines(): a text may hold U+2028 and other ends of lines, which JSON leaves as they are.
         return [_parsed(line) for line in text.split("\n")[:-1]]
     except ValueError as error:
         raise DamagedFile(f"{path} is damaged ({error}): restore it from a copy.") from None
+
+
+def readable_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a file of lines that may be damaged, and how many lines are; none if there is no file."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            rows.append(_parsed(line.decode()))
+    objects = [row for row in rows if isinstance(row, dict)]
+    return objects, len(lines) - len(objects)
 
 
 def is_locked(path: Path) -> bool:
@@ -109,17 +177,30 @@ def is_locked(path: Path) -> bool:
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that takes the place of `path` when the block ends without an error."""
-    temporary = _partial(path)
+    temporary, before = _partial(path), path.with_name(f".{path.name}.before")
+    if before.exists() and not path.exists():  # of a process that was killed between the two names
+        replace(before, path)
+    shutil.rmtree(before, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
     temporary.mkdir(parents=True)
     try:
         yield temporary
         open_to_umask(temporary)
+        settle(temporary)
         if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+            path.replace(before)
+        replace(temporary, path)
+        shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that no part of it ever stands under its name."""
+    temporary = _partial(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    path.replace(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open_to_umask(folder: Path) -> None:
@@ -159,3 +240,12 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32(path: Path) -> int:
+    """CRC-32 of a file's bytes, which tells of damage and of no ill will; several GB are read in a second."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return value

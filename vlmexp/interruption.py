@@ -88,6 +88,17 @@ class Interruption:
             self._deferred = False
         self.check()
 
+    def hold(self) -> None:
+        """From here on a signal is noted and raises nothing: how the run has ended is being written."""
+        self._deferred = True
+
+    def reason(self, error: BaseException) -> BaseException:
+        """Why the run ends: an error may only say that other ranks of the job have left, told to do so or not."""
+        if distributed.world_size() == 1 or not isinstance(error, RuntimeError):  # as torch raises of a broken link
+            return error
+        number = self.signal if self.signal is not None else distributed.announced_stop()
+        return distributed.without_rank(error) if number is None else Preempted(number)
+
     def check(self) -> None:
         """Raise Preempted if a signal has come."""
         if self.signal is not None:
@@ -106,6 +117,12 @@ class Interruption:
             if insists or not self._deferred:
                 self.broke_in = True
                 raise Preempted(number)
+
+
+def keep_exit_code() -> None:
+    """Let a rank that was told to stop end as it would, when its launcher signals it because another one has ended."""
+    if distributed.world_size() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

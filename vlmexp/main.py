@@ -31,7 +31,7 @@ from vlmexp.data.sources import find_source
 from vlmexp.errors import UserError, unknown
 from vlmexp.evaluation.score import metric_names
 from vlmexp.files import read_json
-from vlmexp.interruption import Preempted, back_to_the_queue
+from vlmexp.interruption import Preempted, back_to_the_queue, keep_exit_code
 from vlmexp.runs import Run, where_it_is
 from vlmexp.standstill import refuse_standstill
 from vlmexp.storage import ImpossibleName, StorageError, storage_error
@@ -102,6 +102,7 @@ def job(composed: DictConfig) -> float | None:
             run.conclude(result)
         distributed.stop()
     except Preempted as stopped:
+        keep_exit_code()
         if distributed.rank() == 0:
             print(f"vlmexp: Stopped by {stopped}. Continue with {_argument(directory)}", file=sys.stderr)
         back_to_the_queue(stopped.signal, lambda limit: _refuse_standstill(directory, config, limit))

@@ -35,7 +35,17 @@ from vlmexp import __version__, distributed, provenance
 from vlmexp.confidential import redacted, redacted_values
 from vlmexp.config import Config
 from vlmexp.errors import UserError
-from vlmexp.files import DamagedFile, digest, json_line, read_json, read_jsonl, through_json, write_json, write_text
+from vlmexp.files import (
+    DamagedFile,
+    append_text,
+    digest,
+    json_line,
+    read_json,
+    readable_rows,
+    through_json,
+    write_json,
+    write_text,
+)
 from vlmexp.interruption import Interruption, Preempted, is_in_queue
 from vlmexp.standstill import shared_folders, where_it_stands
 from vlmexp.storage import storage_error
@@ -119,9 +129,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The resolved configuration of a run directory; raises DamagedFile."""
     path = directory / "config.resolved.yaml"
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
+        text = path.read_text(encoding="utf-8")
+        config = OmegaConf.to_container(OmegaConf.create(text))
         if not isinstance(config, dict):
             raise ValueError("it holds no options")
+        if not text.endswith("\n"):
+            raise ValueError("it is cut short")
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise DamagedFile(f"{path} is damaged ({' '.join(str(error).split())}): restore it from a copy.") from None
     return {str(name): value for name, value in config.items()}
@@ -293,19 +306,24 @@ class Run:
                 interruption.check()
                 yield run
                 run._finish("done")
-            except BaseException as error:
-                if run._outcome(error) == "preempted":
+            except BaseException as raised:
+                interruption.hold()
+                reason = interruption.reason(raised)
+                if run._outcome(reason) == "preempted":
                     run._finish("preempted")
-                    if isinstance(error, Preempted | KeyboardInterrupt):
-                        raise
-                    raise Preempted(interruption.signal or signal.SIGTERM) from error
-                on_disk = storage_error(error, directory)
-                told = on_disk or error
+                    if not isinstance(reason, Preempted | KeyboardInterrupt):
+                        reason = Preempted(interruption.signal or signal.SIGTERM)
+                    distributed.announce_stop(getattr(reason, "signal", signal.SIGINT))
+                    if reason is not raised:
+                        raise reason from raised
+                    raise
+                on_disk = storage_error(raised, directory)
+                told = on_disk or reason
                 run._release_reserve()
-                log.debug("".join(traceback.format_exception(error)))
+                log.debug("".join(traceback.format_exception(raised)))
                 run._finish("failed", error=f"{type(told).__name__}: {told}")
-                if on_disk is not None:
-                    raise on_disk from error
+                if told is not raised:
+                    raise told from raised
                 raise
             finally:
                 stop.set()
@@ -376,17 +394,24 @@ class Run:
         entry = self.record["stages"].get(name)
         return entry if entry and entry["status"] == "done" else None
 
-    def log_metrics(self, values: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+    def log_metrics(self, values: dict[str, Any], settled: bool = True) -> None:
+        """Append one line to metrics.jsonl.
+
+        Args:
+            settled: have the disk keep it, with all lines before it.
+        """
         if self.is_main:
-            with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json_line(values))
+            append_text(self.path("metrics.jsonl"), json_line(values), settled)
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that are about to be repeated from a checkpoint."""
-        rows = [row for row in read_jsonl(self.path("metrics.jsonl")) if row["step"] <= step]
+        """Drop the lines of steps that are about to be repeated from a checkpoint, and those that are damaged."""
         if self.is_main:
-            write_text(self.path("metrics.jsonl"), "".join(map(json_line, rows)))
+            path = self.path("metrics.jsonl")
+            rows, damaged = readable_rows(path)
+            if damaged:
+                self.note_fallback(f"{path}: lines that are damaged and left out: {damaged}.")
+            kept = (row for row in rows if isinstance(row.get("step"), int) and row["step"] <= step)
+            write_text(path, "".join(map(json_line, kept)))
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_S):

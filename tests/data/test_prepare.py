@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,8 @@ def test_damaged_data_are_prepared_again(vqa_files, tmp_path, caplog):
         lambda folder: (folder / "referenced.jsonl").unlink(),
         lambda folder: (folder / "bad.jsonl").unlink(),
         lambda folder: (folder / "media").rmdir(),
+        lambda folder: os.truncate(folder / "pictures.jsonl", 40),
+        lambda folder: os.truncate(folder / "train.arrow", 0),
     ],
 )
 def test_data_of_which_a_file_is_damaged_or_gone_are_prepared_again(damage, vqa_files, tmp_path, caplog):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +51,38 @@ def test_the_pipeline_on_two_ranks(cli, tmp_path, data_dir):
     assert {name: during[f"eval_{name}"] for name in given} == given
     assert result["undefined"].keys() == result["metrics"].keys() - given.keys() == {"bleu", "rouge2"}
     assert result["metrics"]["rouge1"] > 0
+
+
+def test_a_rank_that_is_told_to_stop_stops_all_behind_one_checkpoint(tmp_path, data_dir):
+    """The launcher signals the other rank, and the workers of both, as soon as the first has ended."""
+    directory = tmp_path / "run"
+    job = [*JOB, "stage=train", "train.max_steps=60", "train.eval_strategy=no", "train.logging_steps=1"]
+    job += ["train.save_steps=100", "train.eval_generation_examples=0", "train.dataloader_num_workers=1"]
+    job += ["export.parity_examples=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "vlmexp", *job]
+    launcher = subprocess.Popen(
+        [*command, f"hydra.run.dir={directory}"],
+        cwd=tmp_path, env=cli_environment(data_dir), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while len(read_jsonl(directory / "metrics.jsonl")) < 3:
+        assert launcher.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (second,) = [pid for pid in children(launcher.pid) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(second, signal.SIGTERM)
+    said = launcher.communicate(timeout=120)[1]
+    assert [int(code) for code in re.findall(r"exitcode\s*: (\S+) \(pid", said)] == [143, 143], said
+    assert said.count("Stopped by SIGTERM. Continue with run=") == 1
+    record, steps = read_json(directory / "run.json"), read_jsonl(directory / "metrics.jsonl")[-1]["step"]
+    assert (record["status"], record["stages"]["train"]["status"]) == ("preempted", "preempted")
+    assert steps < 60
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == [f"checkpoint-{steps}"]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_ranks_that_differ_are_refused(tmp_path, data_dir):

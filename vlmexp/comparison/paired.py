@@ -62,7 +62,7 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
     if not path.is_file():
         raise UserError(f"There is no {path}: evaluate that run first (stage=eval_base or stage=eval_finetuned).")
     try:
-        return {str(row["id"]): _prediction(row) for row in read_jsonl(path)}
+        return {str(row["id"]): _prediction(row) for row in read_jsonl(path, growing=False)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as predictions: {error!r}.") from None
 

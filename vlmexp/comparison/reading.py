@@ -176,7 +176,7 @@ def _is_gone(record: Mapping[str, Any], directory: Path) -> bool:
 def _pending_points(sweep: Path) -> Iterator[RunFiles]:
     """The points of a sweep that have no run.json; their options are what their overrides say."""
     try:
-        points = read_jsonl(sweep / "points.jsonl")
+        points = read_jsonl(sweep / "points.jsonl", growing=False)
         for point in points:
             directory = sweep / str(point["directory"])
             if not (directory / "run.json").exists():

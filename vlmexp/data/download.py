@@ -15,7 +15,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from vlmexp.errors import UserError
-from vlmexp.files import read_json, write_json
+from vlmexp.files import read_json, replace, settle, write_json
 
 _ATTEMPTS = 5  # in a row that bring nothing
 _PAUSE_S = 2.0  # before the second attempt; twice as long before each further one
@@ -72,7 +72,8 @@ def download(url: str, target: Path) -> None:
                 f"{url} cannot be downloaded: {reason}. What is there so far stays in {part} and is not fetched again."
             )
         time.sleep(pause)
-    part.replace(target)
+    settle(part)
+    replace(part, target)
     _about(part).unlink(missing_ok=True)
 
 
@@ -149,6 +150,7 @@ def unpack(archive: Path, folder: Path, holds: str) -> None:
         archive.unlink()
         raise UserError(f"{archive} was damaged ({error}) and is deleted: run again to download it anew.") from None
     else:
-        (temporary / holds).replace(folder / holds)
+        settle(temporary / holds)
+        replace(temporary / holds, folder / holds)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

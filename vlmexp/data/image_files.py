@@ -33,7 +33,7 @@ _DECODER = {"WEBP": 13, "AVIF": 12, "JPEG2000": 22, "SGI": 4, "DDS": 4}
 _INNER = 8 * 1032  # pixels of a PNG inside of another file for each of its bytes: a bit each, packed by deflate's most
 # Pillow takes memory in blocks of 16 MiB, which the C library keeps for each thread after they are given back; what is
 # more than 32 MiB it returns at once. See "Block allocator" in Pillow's documentation.
-Image.core.set_block_size(2**30)
+Image.core.set_block_size(2**30)  # type: ignore[attr-defined]
 
 
 class MediaError(UserError):

@@ -238,7 +238,7 @@ def _make(
             "dropped_from_train": division.dropped,
             "duplicates": {split: others for split, others in found.items() if split != "train"},
             "near_duplicates": near_duplicates(division.parts, contents),
-            "lists": list(LISTS),
+            "lists": {name: file_digest(temporary / name) for name in LISTS},
             "fingerprint": _fingerprint(temporary),
         }
         write_json(temporary / "manifest.json", manifest)
@@ -328,8 +328,12 @@ def _found(folder: Path) -> tuple[Prepared | None, str]:
         return None, "a file is missing"
     try:
         manifest = read_json(folder / "manifest.json")
-        if not all((folder / name).exists() for name in manifest.get("lists", ["bad.jsonl"])):
+        lists = manifest.get("lists", ["bad.jsonl"])  # earlier versions kept their names only
+        if not all((folder / name).exists() for name in lists):
             return None, "a file is missing"
+        for name in lists if isinstance(lists, dict) else ():
+            if file_digest(folder / name) != lists[name]:
+                return None, name
         if _fingerprint(folder) != manifest["fingerprint"]:
             return None, "the splits, or which files there are"
         hashes = {f"media/{path.name}": path.stem for path in (folder / "media").iterdir()}

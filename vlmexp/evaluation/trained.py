@@ -21,6 +21,7 @@ from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.files import read_json
 from vlmexp.models.adapter import load_adapter
+from vlmexp.models.checkpoint import check_folder
 from vlmexp.models.load import load_model, load_processor
 from vlmexp.parts import model_source
 from vlmexp.runs import Run, differences, finished_runs, read_config, require_run
@@ -161,15 +162,20 @@ def _shown(example: Example, prepared: Prepared, shows: Mapping[str, str]) -> li
 
 
 def load_finetuned(config: Config, source_run: Path, run: Run) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Model and processor as the training run left them in its `model/`."""
-    folder = source_run / "model"
+    """Model and processor as the training run left them in its `model/`.
+
+    Raises:
+        UserError: a file there is missing or no longer whole.
+    """
+    folder, record = source_run / "model", read_json(source_run / "run.json")
+    check_folder(folder, record["stages"].get("train", {}).get("files", {}))
     source = model_source(config)
     processor = load_processor(dataclasses.replace(source, id=str(folder), revision=None), run.note_fallback)
     if config.peft.get("config_class") is None:
         whole = dataclasses.replace(source, id=str(folder), revision=None, random_init=False)
         return load_model(whole, run.note_fallback), processor
     # The commit that the adapter was trained on, whatever the branch holds by now.
-    commit = read_json(source_run / "run.json").get("model", {}).get("commit")
+    commit = record.get("model", {}).get("commit")
     source = dataclasses.replace(source, revision=commit or source.revision)
     base = load_model(source, run.note_fallback, config.seed)
     return load_adapter(base, folder), processor  # type: ignore[return-value]  # a PeftModel generates like its model

@@ -202,7 +202,11 @@ def _kept_answers(run: Run, batches: list[dict[str, torch.Tensor]]) -> KeptAnswe
     """What the trained model answered to these prompts; None if it was not asked just these."""
     if not batches or not run.path(KEPT).is_file():
         return None
-    kept = read_answers(run.path(KEPT))
+    try:
+        kept = read_answers(run.path(KEPT))
+    except UserError as damaged:
+        run.note_fallback(f"{damaged} Meanwhile deployment_model/ is compared with model/ as it was loaded again.")
+        return None
     if kept.are_to(batches):
         return kept
     run.note_fallback(

@@ -26,7 +26,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vlmexp.errors import UserError
-from vlmexp.files import DamagedFile, is_locked, read_json, read_jsonl, through_json, write_json, write_jsonl
+from vlmexp.files import (
+    DamagedFile,
+    append_text,
+    is_locked,
+    read_json,
+    read_jsonl,
+    through_json,
+    write_json,
+    write_jsonl,
+)
 from vlmexp.launch.seal import is_ours, seal_of
 from vlmexp.launch.snapshot import contents
 from vlmexp.runs import LOST_AFTER_S, now, read_record
@@ -115,7 +124,7 @@ class Sweep:
             DamagedFile: a row is none of a point, or its directory is not in the sweep's.
         """
         path = self.directory / "points.jsonl"
-        return [_read(Point, row, path, _is_point) for row in read_jsonl(path)]
+        return [_read(Point, row, path, _is_point) for row in read_jsonl(path, growing=False)]
 
     def add(self, all_overrides: Iterable[Sequence[str]]) -> list[Point]:
         """The points with these overrides: those that the sweep has already, new numbers for the others."""
@@ -232,9 +241,8 @@ class Sweep:
 
     def note_jobs(self, jobs: Mapping[int, str], queue: str) -> None:
         """Record which job each point was given, and in which kind of queue it is."""
-        with (self.directory / "jobs.jsonl").open("a", encoding="utf-8") as file:
-            for point, job in jobs.items():
-                file.write(json.dumps({"point": point, "job": job, "queue": queue, "submitted": now()}) + "\n")
+        rows = ({"point": point, "job": job, "queue": queue, "submitted": now()} for point, job in jobs.items())
+        append_text(self.directory / "jobs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def standings(
         self,

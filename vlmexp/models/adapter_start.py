@@ -19,7 +19,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load, load_file, save_file
 
 from vlmexp.errors import UserError
-from vlmexp.files import read_json, write_json
+from vlmexp.files import read_json, replace, settle, write_json
+from vlmexp.models.checkpoint import damage_of
 
 Start = dict[str, torch.Tensor]  # name in the adapter's file -> the matrix at the start
 _MATRIX = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
@@ -75,11 +76,14 @@ def save_start(start: Start, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     save_file({name: tensor.contiguous().cpu() for name, tensor in start.items()}, temporary)
-    temporary.replace(path)
+    settle(temporary)
+    replace(temporary, path)
 
 
 def load_start(path: Path) -> Start:
-    """The matrices that `save_start` wrote."""
+    """The matrices that `save_start` wrote; a UserError if they are no longer whole."""
+    if wrong := damage_of(path):
+        raise UserError(f"{path} {wrong}, and the training began with it: restore it from a copy, or start a new run.")
     return load_file(path)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,25 +142,68 @@ def _shards(model_id: str, folder: Path) -> list[str]:
 
 
 def check_safetensors(path: Path) -> None:
+    """Raise a UserError if a file is cut short or is no safetensors file."""
+    if wrong := _damage_of_safetensors(path):
+        raise UserError(f"{path} {wrong}{'' if 'git lfs' in wrong else ': copy it again'}.")
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Name -> bytes of the files in a folder."""
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def check_folder(folder: Path, written: Mapping[str, int]) -> None:
+    """Raise a UserError that names the first file of a trained model that is missing or no longer whole.
+
+    Args:
+        written: name -> bytes of what there was, which may have grown since; the model card is written anew.
+    """
+    there = file_sizes(folder)
+    formed = {name for name in there if Path(name).suffix in (".json", ".safetensors")}
+    for name in sorted({*written, *formed} - {"README.md"}):
+        wrong = damage_of(folder / name) if name in there else "is missing"
+        if wrong is None and name not in formed and there[name] < written[name]:
+            wrong = f"has {there[name]:,} bytes and had {written[name]:,} when it was written"
+        if wrong:
+            raise UserError(f"{folder / name} {wrong}: restore it from a copy, or train again in a new run.")
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a file by its own form, as `is empty`; None if nothing is, or its form says nothing."""
+    if path.stat().st_size == 0:
+        return "is empty"
+    if path.suffix == ".safetensors":
+        return _damage_of_safetensors(path)
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            return f"is no JSON ({error})"
+    if path.suffix in (".pt", ".pth", ".bin"):  # torch writes a zip archive, with a checksum of each part
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return "holds other bytes than were written" if archive.testzip() else None
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            return f"is only a part of what it was ({error})"
+    return None
+
+
+def _damage_of_safetensors(path: Path) -> str | None:
     """Compare a file's size with what its header says.
 
     The format: 8 bytes with the header's length n, n bytes of JSON (tensor -> data_offsets [start, end]), the data.
     See https://huggingface.co/docs/safetensors.
-
-    Raises:
-        UserError: the file is cut short or is no safetensors file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         if start == b"version ":
-            raise UserError(f"{path} is a pointer of Git LFS, not the weights: run `git lfs pull` in its folder.")
+            return "is a pointer of Git LFS, not the weights: run `git lfs pull` in its folder"
         length = int.from_bytes(start, "little")
         text = file.read(length) if length <= size - 8 else b""
     try:
         tensors = [entry for name, entry in json.loads(text).items() if name != "__metadata__"]
         expected = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
-        raise UserError(f"{path} is no safetensors file, or only the beginning of one: copy it again.") from None
-    if size != expected:
-        raise UserError(f"{path} has {size:,} bytes and should have {expected:,}: copy it again.")
+        return "is no safetensors file, or only the beginning of one"
+    return None if size == expected else f"has {size:,} bytes and should have {expected:,}"

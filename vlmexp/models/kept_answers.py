@@ -10,6 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from vlmexp.files import replace, settle
+from vlmexp.models.checkpoint import check_safetensors
 from vlmexp.models.parity import Answer, Batch
 
 
@@ -31,11 +33,15 @@ class KeptAnswers:
         for index, answer in enumerate(self.answers):
             tensors |= {f"tokens.{index}": torch.tensor(answer.tokens), f"logits.{index}": answer.logits}
         about = {"dtype": str(self.dtype).removeprefix("torch.")}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, about)
+        temporary = path.with_suffix(".partial")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, about)
+        settle(temporary)
+        replace(temporary, path)
 
 
 def read_answers(path: Path) -> KeptAnswers:
-    """What `KeptAnswers.write` wrote."""
+    """What `KeptAnswers.write` wrote; a UserError if it is no longer whole."""
+    check_safetensors(path)
     with safe_open(path, "pt") as file:
         dtype = getattr(torch, file.metadata()["dtype"])
     tensors = load_file(path)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import resource
-import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlmexp import distributed
-from vlmexp.interruption import Preempted
+from vlmexp.files import json_line, read_json, read_jsonl, write_text
 from vlmexp.runs import Run, now
 from vlmexp.storage import size
 from vlmexp.training.best import evaluations_since_best
@@ -38,12 +38,14 @@ class StopWhenTold(TrainerCallback):
         self.run.update(progress={"step": state.global_step, "of": state.max_steps, "since": now()})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if distributed.any_rank(self.run.interruption.signal is not None):
+        if number := distributed.greatest(self.run.interruption.signal or 0):
+            # Of all ranks now: the first one to end has the launcher signal the others, which are writing by then.
+            self.run.interruption.signal = number
             self._stopping = control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._stopping:
-            raise Preempted(self.run.interruption.signal or signal.SIGTERM)
+            self.run.interruption.check()
 
 
 class StopWithoutBetter(TrainerCallback):
@@ -62,6 +64,31 @@ class StopWithoutBetter(TrainerCallback):
             recent = ", ".join(f"{value:.4g}" for value in values[-self.patience :])
             log.warning(f"Training ends after step {state.global_step}: no better {metric} since ({recent}).")
             control.should_training_stop = True
+
+
+def metrics_line(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """What metrics.jsonl keeps of a line of the Trainer's log, apart from how fast the steps were."""
+    rates = [name for name in logs if name.startswith("learning_rate")]
+    evaluation = [name for name in logs if name.startswith("eval_") and name not in EVALUATION_TIMES]
+    names = ["loss", *rates, "grad_norm", "num_input_tokens_seen"] if "loss" in logs else evaluation
+    line = {"step": logs["step"], "epoch": round(logs.get("epoch") or 0.0, 6)}
+    return line | {name: logs[name] for name in names if name in logs}
+
+
+def restore_metrics(run: Run, checkpoint: Path) -> None:
+    """Write the lines of metrics.jsonl anew that a power loss took, from what the checkpoint's log says of them."""
+    path = run.path("metrics.jsonl")
+    rows, history = read_jsonl(path), read_json(checkpoint / "trainer_state.json")["log_history"]
+    kinds = {(row["step"], "eval_loss" in row) for row in rows}
+    logged = (metrics_line(line) for line in history if "loss" in line or "eval_loss" in line)
+    lost = [line for line in logged if (line["step"], "eval_loss" in line) not in kinds]
+    if lost:
+        run.note_fallback(
+            f"{path}: lines that were lost and are written anew from {checkpoint.name}, without speed and memory: "
+            f"{len(lost)}."
+        )
+        rows = sorted([*rows, *lost], key=lambda row: (row["step"], "eval_loss" in row))
+        write_text(path, "".join(map(json_line, rows)))
 
 
 class MetricsFile(TrainerCallback):
@@ -98,31 +125,21 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        logs = logs or {}
-        line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 6)}
-        if "loss" in logs:
+        line = metrics_line({**(logs or {}), "step": state.global_step, "epoch": state.epoch})
+        if "loss" in line:
             elapsed_s, tokens_per_s, data_wait = self.throughput.read()
             examples = self.examples_after(state.global_step) - self.examples_after(self._last_step)
             rate = examples / elapsed_s
-            names = (
-                "loss",
-                *(name for name in logs if name.startswith("learning_rate")),
-                "grad_norm",
-                "num_input_tokens_seen",
-            )
-            line |= {name: logs[name] for name in names if name in logs}
             line |= {
                 "samples_per_s": round(rate, 2),
                 "tokens_per_s": round(tokens_per_s, 1),
                 "data_wait": round(data_wait, 4),
                 "memory_gib": peak_memory_gib(),
             }
-        elif "eval_loss" in logs:
-            line |= {name: logs[name] for name in logs if name.startswith("eval_") and name not in EVALUATION_TIMES}
-        else:
+        elif "eval_loss" not in line:
             return
         self._restart(state)  # an evaluation is no training time
-        self.run.log_metrics(line)
+        self.run.log_metrics(line, settled=control.should_save)  # a checkpoint is worth as much as the lines before it
         self.run.tracker.log(line)
 
     def _restart(self, state: TrainerState) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 from vlmexp import distributed
 from vlmexp.errors import UserError
+from vlmexp.files import remove_folder
 from vlmexp.runs import Run
 from vlmexp.training.checkpoints import newest_complete
 from vlmexp.training.divergence import Diverged
@@ -39,10 +39,10 @@ def rewind_or_stop(run: Run, diverged: Diverged, rewind: bool, most: int) -> Non
     folder, before = run.path("checkpoints"), run.record.get("divergences", [])
     record = _as_json(diverged.record)
     if not rewind or rewinds(run) >= most:
-        newest = distributed.gathered(newest_complete(folder) if run.is_main else None)[0]
+        newest = distributed.gathered(newest_complete(folder, run.note_fallback) if run.is_main else None)[0]
         run.update(divergences=[*before, record])
         raise _Stopped(_sentence(record, newest, run.directory, rewind, most))
-    target = distributed.gathered(_rewound(folder, _proven(record)) if run.is_main else None)[0]
+    target = distributed.gathered(_rewound(run, _proven(record)) if run.is_main else None)[0]
     factor = LOWERED ** (rewinds(run) + 1)
     run.update(divergences=[*before, {**record, "rewound_to": target, "learning_rate_factor": factor}])
     log.warning(
@@ -60,10 +60,12 @@ def _proven(record: dict[str, Any]) -> int:
     return int(record["step"]) - (2 if "loss" in record else 1)
 
 
-def _rewound(folder: Path, step: int) -> str | None:
+def _rewound(run: Run, step: int) -> str | None:
     """The newest checkpoint of this step or an earlier one; later ones are removed."""
-    while (newest := newest_complete(folder)) and int(newest.name.rpartition("-")[2]) > step:
-        shutil.rmtree(newest)
+    while newest := newest_complete(run.path("checkpoints"), run.note_fallback):
+        if int(newest.name.rpartition("-")[2]) <= step:
+            break
+        remove_folder(newest)
     return newest.name if newest else None
 
 

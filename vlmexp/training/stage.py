@@ -33,6 +33,7 @@ from vlmexp.export.stage import check_export, export_model, keep_answers, publis
 from vlmexp.models.adapter import attach, trainable_parameters
 from vlmexp.models.adapter_kinds import moves_base
 from vlmexp.models.adapter_start import Start, begin_with, load_start, save_start, start_of
+from vlmexp.models.checkpoint import file_sizes
 from vlmexp.models.export import public_id, save_adapter
 from vlmexp.models.fit import check_forward
 from vlmexp.models.load import ModelSource, check_model, commit, device_name, load_model
@@ -58,6 +59,7 @@ from vlmexp.training.callbacks import (
     StopWhenTold,
     StopWithoutBetter,
     peak_memory_gib,
+    restore_metrics,
 )
 from vlmexp.training.checkpoints import is_last, missing_state, newest_complete
 from vlmexp.training.continuing import (
@@ -118,7 +120,7 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     check_decoding(config, processor)
     prepared = prepared_data(config, run)
     arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
-    checkpoint = distributed.gathered(newest_complete(run.path("checkpoints")) if run.is_main else None)[0]
+    checkpoint = newest_checkpoint(run, arguments)
     note_other_machine(run, arguments)
     whole_batches = train_extras(config).tokens_per_batch is not None or bool(arguments.dataloader_drop_last)
     begun_with = keep_steps(run, arguments, checkpoint, whole_batches)
@@ -128,10 +130,11 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     scores = answer_scores(config, run, prepared, collator) if arguments.eval_strategy != "no" else None
     while True:
         try:
-            return _attempt(config, run, source, processor, collator, data, arguments, scores, begun_with)
+            return _attempt(config, run, source, processor, collator, data, arguments, scores, begun_with, checkpoint)
         except Diverged as diverged:
             extras = train_extras(config)
             rewind_or_stop(run, diverged, extras.on_divergence == "rewind", extras.most_rewinds)
+        checkpoint = newest_checkpoint(run, arguments)
         gc.collect()  # the model that diverged, which its Trainer holds in a circle
         set_seed(config.seed)
 
@@ -146,14 +149,16 @@ def _attempt(
     arguments: TrainingArguments,
     scores: AnswerScores | None,
     begun_with: int,
+    checkpoint: Path | None,
 ) -> dict[str, Any]:
-    """From the model as it is loaded, or from the newest checkpoint, to `model/`; raises Diverged."""
+    """From the model as it is loaded, or from a checkpoint, to `model/`; raises Diverged."""
     model = model_to_train(config, run, source, processor, collator.prompts([data.splits["train"][0]]))
     start = adapter_start(config, run, model)
     trainer = build_trainer(config, run, model, collator, data, arguments, scores, begun_with)
 
-    checkpoint = distributed.gathered(newest_complete(run.path("checkpoints")) if run.is_main else None)[0]
     run.forget_metrics_after(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+    if checkpoint and run.is_main:
+        restore_metrics(run, checkpoint)
     if checkpoint and is_last(checkpoint):
         trainer.restore_finished(checkpoint)
     else:
@@ -184,9 +189,17 @@ def _attempt(
         **({"eval_loss": eval_losses[-1], "eval_examples": len(data.splits["validation"])} if eval_losses else {}),
         **({"eval_answers": last_answers(trainer.state, scores)} if scores else {}),
         **best_of(trainer.state),
+        "files": file_sizes(run.path("model")) if run.is_main else {},
         "resumed_from": checkpoint.name if checkpoint else None,
         "peak_memory_gib": peak_memory_gib(),
     }
+
+
+def newest_checkpoint(run: Run, arguments: TrainingArguments) -> Path | None:
+    """The newest whole checkpoint, the same on all ranks; those that are not taken are recorded."""
+    folder, needs_best = run.path("checkpoints"), arguments.load_best_model_at_end
+    found = newest_complete(folder, run.note_fallback, needs_best) if run.is_main else None
+    return distributed.gathered(found)[0]
 
 
 def model_to_train(

@@ -17,16 +17,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, seed_worker
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from vlmexp import distributed
 from vlmexp.collator.sharing import BRANCHES, branch_inputs
 from vlmexp.data.example import Example
 from vlmexp.errors import UserError
-from vlmexp.files import open_to_umask
+from vlmexp.files import open_to_umask, settle
 from vlmexp.models.modules import DEFAULT_PATTERNS
 from vlmexp.storage import StorageError, size, writing
-from vlmexp.training.checkpoints import is_complete, written_by
+from vlmexp.training.checkpoints import begin, finish, is_complete, rotate, written_by
 from vlmexp.training.divergence import (
     IDS,
     Diverged,
@@ -42,7 +42,7 @@ from vlmexp.training.room import checkpoint_bytes
 from vlmexp.training.sampling import EpochSampler, StoredBatches
 from vlmexp.training.throughput import Throughput
 from vlmexp.training.token_batches import TokenBatches
-from vlmexp.training.workers import WorkedLoaders
+from vlmexp.training.workers import WorkedLoaders, begin_worker
 
 
 class VlmTrainer(Trainer):
@@ -241,16 +241,28 @@ class VlmTrainer(Trainer):
         """
         self.require_finite_weights()
         owner: Any = self.model
-        folder = Path(str(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        output = Path(str(self.args.output_dir))
+        folder, limit = output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", self.args.save_total_limit
         try:
             with writing(folder, needs=f"a checkpoint takes about {size(checkpoint_bytes(owner, self.args))}"):
+                if self.args.should_save:
+                    begin(folder)
+                self.args.save_total_limit = None  # what is older goes only when this one is on the disk
                 super()._save_checkpoint(model, trial)
+                own = folder / f"rng_state_{self.args.process_index}.pth"
+                if own.exists():
+                    settle(own)
+                distributed.barrier()  # the files of all processes are there
                 if self.args.should_save:
                     open_to_umask(folder)
+                    finish(folder)
+                    rotate(output, limit, self.state.best_model_checkpoint, bool(self.args.load_best_model_at_end))
         except StorageError:
-            if not is_complete(folder):
+            if self.args.should_save and not is_complete(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        finally:
+            self.args.save_total_limit = limit
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         rates = list(getattr(self.lr_scheduler, "base_lrs", ()))
@@ -302,7 +314,7 @@ class VlmTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
             worker_init_fn=partial(
-                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+                begin_worker, workers=self.args.dataloader_num_workers, rank=self.args.process_index
             ),
         )
         # As of one process: nothing is left to divide.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import seed_worker
 
 _MOST_WORKERS = 8
+_LAST_S = 300
 _PREFETCHED = 4  # batches a worker prepares in advance
 
 
@@ -36,12 +39,23 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def begin_worker(number: int, workers: int, rank: int) -> None:
+    """Seed a worker, and have it outlast the SIGTERM with which a launcher ends all processes of a job.
+
+    The training ends behind its step and a checkpoint, for which it still takes batches. Afterwards it ends its workers
+    by other means; one that hangs then is gone when its time is over.
+    """
+    seed_worker(number, num_workers=workers, rank=rank)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_S))
+
+
 class WorkedLoaders:
-    """Loaders whose workers keep out of the model's random numbers, and end when they are told to.
+    """Loaders that keep out of the model's random numbers, and whose workers end when they are told to.
 
     A loader draws a seed for its workers whenever it starts them, which a resumed run does at other times than an
-    undisturbed one. And workers that are left to the garbage collector hold a run up for five seconds each: their
-    queues are closed before anybody tells them to end.
+    undisturbed one, and without workers whenever it is gone through: a run may go on with another number of them. And
+    workers that are left to the garbage collector hold a run up for five seconds each: their queues are closed before
+    anybody tells them to end.
     """
 
     def __init__(self, seed: int) -> None:
@@ -49,10 +63,10 @@ class WorkedLoaders:
         self._loaders: list[Any] = []
 
     def add(self, loader: DataLoader[Any]) -> DataLoader[Any]:
-        """The loader itself, with a random number generator of its own if it has workers."""
+        """The loader itself, with a random number generator of its own."""
+        base: DataLoader[Any] = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        base.generator = torch.Generator().manual_seed(self._seed)
         if loader.num_workers > 0:
-            base: DataLoader[Any] = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
-            base.generator = torch.Generator().manual_seed(self._seed)
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns in each worker
             self._loaders.append(base)
         return loader
