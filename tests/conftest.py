@@ -16,8 +16,10 @@ from pathlib import Path
 
 import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from vlmexp import main
 from vlmexp.checks import checked
 from vlmexp.config import Config
 from vlmexp.data.example import Example
@@ -77,6 +79,27 @@ def cli(tmp_path: Path, data_dir: Path) -> Cli:
             text=True,
             timeout=timeout,
         )
+
+    return run
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, list[str]]]:
+    """Call the command line in this process, in an empty folder; its exit code and its lines on stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLMEXP_DATA", str(data_dir))
+    for name in ("prepare", "end_with_the_pipe", "outlast_the_pipe"):
+        monkeypatch.setattr(f"vlmexp.terminal.{name}", lambda: None)
+
+    def run(*arguments: str) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["vlmexp", *arguments])
+        GlobalHydra.instance().clear()
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, capsys.readouterr().err.splitlines()
 
     return run
 

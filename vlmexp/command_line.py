@@ -58,10 +58,9 @@ PRINTING_FLAGS = (
 
 # Hydra's flags for a folder of the user's own with groups of options.
 OWN_FILES = ("--config-dir", "-cd", "--config-path", "-cp")
-
-GROUPS_SET_TO_NULL = [
-    f"{name}=null" for name in ("model", "dataset", "collator", "peft", "train", "evaluation", "tracking")
-]
+# Options of libraries, which have defaults of their own for what is not given.
+_MAY_BE_TAKEN_AWAY = tuple(f"{leaf}." for leaf in schema.OPEN_LEAVES if leaf != "dataset.columns")
+GROUPS = ("model", "dataset", "collator", "peft", "train", "evaluation", "tracking")
 
 
 def read_dotenv() -> None:
@@ -90,12 +89,24 @@ def overrides(arguments: list[str]) -> list[str]:
     for override in found:
         if not key_of(override):
             raise UserError(f"{override!r} sets nothing: write option=value, for example peft.r=16.")
-        if override in GROUPS_SET_TO_NULL:
-            group = key_of(override)
+        if override.startswith("~") and not key_of(override).startswith(_MAY_BE_TAKEN_AWAY):
+            _refuse_taking_away(override)
+        group, _, value = override.lstrip("+~").partition("=")
+        is_none = override.startswith("~") or value.strip("'\" ") in ("", "null") or value.startswith("[")
+        if group in GROUPS and is_none:
             raise UserError(
                 f"{override}: {group} is a group of options; choose one of its files, as --help lists them."
             )
     return found
+
+
+def _refuse_taking_away(override: str) -> None:
+    key = key_of(override)
+    if key.partition(".")[0] in schema.option_names() and key not in GROUPS:
+        raise UserError(
+            f"{override}: an option of vlmexp is never away, and its default would come back: set it to another value, "
+            "or to null where it may have none."
+        )
 
 
 def refuse_secrets(arguments: Iterable[str]) -> None:
@@ -298,6 +309,10 @@ def explain(error: HydraException | OmegaConfBaseException | YAMLError, sweeps: 
         return _several_values(several[1])
     if (several := re.fullmatch(r"Sweep parameters '(.*)' requires --multirun", str(error), re.DOTALL)) is not None:
         return f"{several[1]} is a sweep: start it with -m."
+    if "does not support sweep type" in text:
+        return "interval() is for a search: write choice() or range(), or search with hydra/sweeper=optuna."
+    if text.startswith("Cannot find primary config"):
+        return f"--config-name: there is no {text.split(chr(39))[1]!r} in any folder of YAML files; leave the flag out."
     if isinstance(error, YAMLError):
         return f"A configuration file is no valid YAML: {text}."
     return text
@@ -307,7 +322,11 @@ def _unreadable(override: str, sweeps: bool) -> str:
     """What to say of an override that Hydra's grammar does not take, and how it is typed."""
     key, _, value = override.partition("=")
     if quoting.parsed(f"{key}=1") is None:
-        return f"{override}: {key!r} is no name of an option."
+        return f"{key!r} is no name of an option: write option=value, for example peft.r=16."
+    if "\n" in value:
+        return f"{key}={value!r} holds the end of a line: leave that out, or write the value into a YAML file."
+    if value[:1] in "'\"" and value.count(value[:1]) == 1:
+        return f"{override}: the quote {value[:1]} is opened and not closed: close it, or leave it out."
     way = quoting.typed(override, sweeps)
     what = f"{override}: Hydra, which reads the command line, does not take {value!r} without quotes."
     return f"{what} Type it with the quotes of Hydra inside those of the shell: {way}" if way else what

@@ -7,6 +7,7 @@ configuration class that it names, and both have a few options of ours besides.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,8 @@ from omegaconf.errors import (
 )
 from omegaconf.errors import ValidationError as OmegaConfValidationError
 
-from vlmexp.errors import UserError, closest
+from vlmexp.bounds import LARGEST_SEED, bounds, count, number, share, text
+from vlmexp.errors import UserError, closest, shown
 
 SPLITS = ("train", "validation", "test")
 PARTS = ("vision", "projector", "language")
@@ -57,7 +59,7 @@ class Model:
     prompt_style: str = (
         "chat"  # chat: the processor's chat template | prefix: the question behind the images, no template
     )
-    media: list[str] = field(default_factory=lambda: ["image"])  # what it takes: image, video
+    media: list[str] = field(default_factory=lambda: ["image"], metadata=bounds(distinct=True))  # image, video
     modules: Modules = field(default_factory=Modules)
     export_writer: str | None = None  # function that writes deployment_model, by dotted path; null: save_pretrained
     shared_image_prefix: bool = False  # whether masks and positions allow several questions behind one image
@@ -74,25 +76,36 @@ class Dataset:
     source: str = "???"  # a name in vlmexp.data.sources or a dotted path
     options: dict[str, Any] = field(default_factory=dict)  # arguments of the source
     splits: dict[str, str | None] = field(default_factory=lambda: {name: name for name in SPLITS})  # ours: source's
-    validation_fraction: float = 0.05  # of the train split, where the source has no validation split
-    test_fraction: float = 0.1  # of the train split, where the source has no test split
-    split_seed: int = 0
-    max_examples: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(SPLITS))
+    validation_fraction: float = share(0.05)  # of the train split, where the source has no validation split
+    test_fraction: float = share(0.1)  # of the train split, where the source has no test split
+    split_seed: int = count(0, least=0, most=LARGEST_SEED)
+    max_examples: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(SPLITS), metadata=bounds(least=1))
     columns: dict[str, str | None] = field(
         default_factory=lambda: {"image": "image", "question": "question", "answer": "answer"}
     )  # role: column; `messages`: whole conversations, in place of question and answer
-    required: list[str] = field(default_factory=lambda: ["question", "answer"])  # roles that no row may leave empty
+    required: list[str] = field(
+        default_factory=lambda: ["question", "answer"], metadata=bounds(distinct=True)
+    )  # roles that no row may leave empty
     on_bad_sample: str = "error"  # error | skip: rows that miss something, and media that cannot be decoded
-    max_bad_share: float = 0.05  # of the rows of a split; with more than these to skip the run stops
+    max_bad_share: float = share(0.05)  # of the rows of a split; with more than these to skip the run stops
     on_duplicates: str = "report"  # report | drop_from_train | error: pictures of train in another of the given splits
-    decode_memory_mib: int = 1024  # for images and videos that a process decodes at a moment; what needs more is bad
-    decode_timeout_s: float = 40.0  # a video that takes longer to read is bad
-    max_file_gib: float = 16.0  # an image or video with more on disk is bad, and a data file is refused
+    decode_memory_mib: int = count(
+        1024, least=64
+    )  # for images and videos that a process decodes at a moment; what needs more is bad
+    decode_timeout_s: float = number(40.0, above=0)  # a video that takes longer to read is bad
+    max_file_gib: float = number(
+        16.0, above=0
+    )  # an image or video with more on disk is bad, and a data file is refused
     convert: str = "auto"  # auto | always | never: lists, whole numbers and choices from what a table made of them
     train_answer: str = "most_common"  # most_common | sampled: which of several answers to train on
-    metadata: list[str] = field(default_factory=list)  # columns kept beside each prediction and reported per value
-    metrics: list[str] = field(default_factory=lambda: ["vqa_accuracy", "exact_match", "bleu", "rouge"])
-    max_new_tokens: int | None = None  # null: what the accepted answers need
+    metadata: list[str] = field(
+        default_factory=list, metadata=bounds(distinct=True)
+    )  # columns kept beside each prediction and reported per value
+    metrics: list[str] = field(
+        default_factory=lambda: ["vqa_accuracy", "exact_match", "bleu", "rouge"],
+        metadata=bounds(distinct=True, fewest=1),
+    )
+    max_new_tokens: int | None = count(None)  # null: what the accepted answers need
 
 
 @dataclass
@@ -100,7 +113,7 @@ class Part:
     """A piece of a message."""
 
     type: str = "text"  # text | image | video: all of the example's
-    text: str | None = None
+    text: str | None = text(None)
 
 
 @dataclass
@@ -140,8 +153,8 @@ class ImageProcessing:
 
     convert_to_rgb: bool = True  # transparency on white; false: left to the processor
     resize_mode: str = "keep_aspect"  # keep_aspect: longer side at most max_size | crop, stretch: a max_size square
-    max_size: int | None = None  # pixels; null: no resizing
-    max_pixels: int = 2**25  # width times height (5,792 x 5,792); larger ones are scaled down to it
+    max_size: int | None = count(None, most=16384)  # pixels; null: no resizing
+    max_pixels: int = count(2**25)  # width times height (5,792 x 5,792); larger ones are scaled down to it
 
 
 @dataclass
@@ -150,8 +163,8 @@ class FrameExtraction:
 
     library: str = "auto"  # auto: what is installed | decord | cv2 | pyav | torchcodec
     sampling_strategy: str = "uniform"  # uniform: num_frames over the whole video | fps: so many a second
-    num_frames: int = 8  # for uniform
-    fps: float = 1.0  # for fps
+    num_frames: int = count(8, most=65536)  # for uniform
+    fps: float = number(1.0, above=0, most=1000)  # for fps
 
 
 @dataclass
@@ -159,7 +172,7 @@ class FileProcessing:
     """What is done to a video file."""
 
     convert_to_rgb: bool = True  # false: cv2 leaves its frames in BGR; the other libraries give RGB anyway
-    max_duration: float | None = None  # seconds from the beginning that are looked at; null: all
+    max_duration: float | None = number(None, above=0)  # seconds from the beginning that are looked at; null: all
 
 
 @dataclass
@@ -174,9 +187,9 @@ class VideoProcessing:
 class Collator:
     """How an example becomes tokens."""
 
-    system_prompt: str = "Answer briefly."
+    system_prompt: str = text("Answer briefly.")
     messages: list[Message] = field(default_factory=_vqa_messages)
-    max_length: int = 2048  # tokens, media included
+    max_length: int = count(2048)  # tokens, media included
     overlong: str = "error"  # error | drop | shorten_text | shrink_image
     template_options: dict[str, Any] = field(default_factory=dict)  # variables of the model's own chat template
     answer_follows: str = "finished_turn"  # finished_turn | generation_prompt: where a chat template lets a model think
@@ -192,18 +205,18 @@ class Evaluation:
     """What is generated and scored."""
 
     split: str = "test"
-    batch_size: int = 32  # questions
-    max_examples: int | None = None  # a fixed random sample of the split; null: all of it
-    metrics: list[str] | None = None  # null: the data set's
-    max_new_tokens: int | None = None  # null: the data set's
+    batch_size: int = count(32)  # questions
+    max_examples: int | None = count(None)  # a fixed random sample of the split; null: all of it
+    metrics: list[str] | None = field(default=None, metadata=bounds(distinct=True, fewest=1))  # null: the data set's
+    max_new_tokens: int | None = count(None)  # null: the data set's
     blind: str = "shuffle"  # shuffle | blank | none: what the fine-tuned model answers to other or to white images
-    blind_examples: int = 1000  # how many questions of the sample are asked again so
+    blind_examples: int = count(1000)  # how many questions of the sample are asked again so
     generation: dict[str, Any] = field(default_factory=dict)  # further arguments of generate()
     answers: str = "generate"  # generate | rank: what the model says, or the likeliest of `choices`
     choices: list[str] | None = None  # to rank; null: the row's own (dataset.columns.choices), else train's
-    max_choices: int = 100  # of the train split's answers: the most common
+    max_choices: int = count(100, least=2)  # of the train split's answers: the most common
     rank_per_token: bool = False  # rank by log-likelihood per token, which does not favour the short ones
-    invariance_examples: int = 4  # questions asked one by one as well, to see whether the batch matters; 0: none
+    invariance_examples: int = count(4, least=0)  # asked one by one as well, to see whether the batch matters; 0: none
 
 
 @dataclass
@@ -214,11 +227,11 @@ class TrainExtras:
     projector_learning_rate: float | None = None  # null: train.learning_rate
     gradient_audit: str = "warn"  # error | warn | off: after the second step, name trained weights without a gradient
     memory_preflight: bool = True  # forward and backward on the heaviest batch of the training, before it begins
-    eval_generation_examples: int | None = None  # answered at each evaluation; null: 200 if a metric needs them
-    early_stopping_patience: int | None = None  # end after so many evaluations without a better one; null: never
-    tokens_per_batch: int | None = None  # a process's batch, padding included; null: per_device_train_batch_size
+    eval_generation_examples: int | None = count(None, least=0)  # of each evaluation; null: 200 if a metric needs them
+    early_stopping_patience: int | None = count(None)  # end after so many evaluations without a better one; null: never
+    tokens_per_batch: int | None = count(None)  # a process's batch, padding included; null: per_device_train_batch_size
     on_divergence: str = "stop"  # stop | rewind: a loss or gradient that is not finite; to the last good checkpoint
-    most_rewinds: int = 3  # of a run, each with half of the learning rate of before
+    most_rewinds: int = count(3)  # of a run, each with half of the learning rate of before
 
 
 @dataclass
@@ -226,7 +239,9 @@ class PeftExtras:
     """Options of `peft` that are ours and not those of the PEFT configuration class."""
 
     config_class: str | None = None  # null: no adapter, the weights themselves are trained
-    train_parts: list[str] = field(default_factory=lambda: list(PARTS))  # the others stay frozen
+    train_parts: list[str] = field(
+        default_factory=lambda: list(PARTS), metadata=bounds(distinct=True)
+    )  # the others stay frozen
     quantization: dict[str, Any] | None = None  # fields of transformers.BitsAndBytesConfig for the frozen base
 
 
@@ -239,7 +254,7 @@ class Tracking:
     entity: str | None = None
     name: str | None = None  # null: the run's id
     mode: str | None = None  # wandb: online | offline | disabled; null: online with a key, offline without
-    predictions: int = 50  # rows of each evaluation's table in wandb, with images; 0: no table
+    predictions: int = count(50, least=0)  # rows of each evaluation's table in wandb, with images; 0: no table
 
 
 @dataclass
@@ -247,7 +262,7 @@ class Export:
     """What becomes of the trained model. Nothing here changes it, so all of it may change for `stage=export run=`."""
 
     writer: str | None = None  # function of (model, processor, folder), by dotted path; null: model.export_writer
-    parity_examples: int = 8  # prompts on which adapter, merged and written model must agree; 0: no check
+    parity_examples: int = count(8, least=0)  # on which adapter, merged and written model must agree; 0: no check
     push_to_hub: str | None = None  # ORG/NAME of a repository; needs HF_TOKEN in the environment
     push: str = "merged"  # merged | adapter: which folder goes there
     private: bool = True  # of a repository that is made
@@ -258,9 +273,9 @@ class Preview:
     """What `stage=preview` counts and shows; nothing here changes a training."""
 
     split: str = "train"
-    examples: int = 8  # a random sample and the longest row; where images are shared, images with their questions
-    ids: list[str] = field(default_factory=list)  # show these rows instead
-    rows: int | None = 2000  # a random sample, whose lengths and sizes are counted; null: all of the split
+    examples: int = count(8)  # a random sample and the longest row; where images are shared, images with questions
+    ids: list[str] = field(default_factory=list, metadata=bounds(distinct=True))  # show these rows instead
+    rows: int | None = count(2000)  # a random sample, whose lengths and sizes are counted; null: all of the split
     output: str | None = None  # the page to write; null: preview.html in the run directory
 
 
@@ -276,20 +291,20 @@ class Compare:
     failed: bool = False  # only what failed or was lost, with the end of its log
     diff: list[str] = field(default_factory=list)  # [A,B]: what differs between two runs
     paired: list[str] = field(default_factory=list)  # [A,B] on the same examples; [A]: before and after its training
-    examples: int = 10  # of the gains and of the losses that `paired` shows
+    examples: int = count(10, least=0)  # of the gains and of the losses that `paired` shows
     format: str = "table"  # table | md | csv | json
     output: str | None = None  # the file to write; null: the terminal
     html: str | None = None  # the report to write
-    report_examples: int = 500  # in the report
+    report_examples: int = count(500, least=0)  # in the report
 
 
 @dataclass
 class Paths:
     """Where things are written."""
 
-    data: str = "???"  # prepared data sets, shared by all runs
-    outputs: str = "outputs"
-    multirun: str = "multirun"
+    data: str = text("???")  # prepared data sets, shared by all runs
+    outputs: str = text("outputs")
+    multirun: str = text("multirun")
 
 
 @dataclass
@@ -299,8 +314,8 @@ class Config:
     stage: str = "pipeline"
     run: str | None = None  # a run directory to continue or to evaluate
     trust_run: bool = False  # take from it, too, what can run code: options that name some, and all of Hydra's own
-    seed: int = 0
-    threads: int | None = None  # CPU threads of torch; null: torch decides
+    seed: int = count(0, least=0, most=LARGEST_SEED)
+    threads: int | None = count(None, most=1024)  # CPU threads of torch; null: torch decides
     model: Model = field(default_factory=Model)
     dataset: Dataset = field(default_factory=Dataset)
     collator: Collator = field(default_factory=Collator)
@@ -325,6 +340,11 @@ OPEN_LEAVES = (
     "dataset.columns",
     "evaluation.generation",
 )
+
+
+_UNFIT = re.compile(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a) (Integer|Float|valid bool)")
+_KINDS = {"Integer": "a whole number", "Float": "a number", "valid bool": "true or false"}
+_NO_NULL = ("is not Optional", "Incompatible value 'None'")
 
 
 def schema_node() -> DictConfig:
@@ -386,7 +406,7 @@ def _extras(group: str, values: Mapping[str, Any], extras: type) -> dict[str, An
 
 def explain(error: OmegaConfBaseException) -> str:
     """One sentence for an error of OmegaConf: which option, which value, what is possible."""
-    key = str(error.full_key or error.key or "")
+    key = str(error.full_key or error.key or "").removeprefix("_dummy_")  # Hydra's, for the choice of a group
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and key:
         parent, _, name = key.rpartition(".")
         if parent == "hydra.launcher":
@@ -397,16 +417,40 @@ def explain(error: OmegaConfBaseException) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{key} has no default: set it with {key}=VALUE."
     first_line = str(error.msg if error.msg else error).splitlines()[0].rstrip(".")
+    if (found := _UNFIT.match(first_line)) is not None:
+        return f"{key}={shown(repr(found[1]))} must be {_KINDS[found[2]]}."
+    if any(part in first_line for part in _NO_NULL):
+        return f"{key}=null: it needs a value; leave it out for its default."
+    if "does not support deletion" in first_line:
+        return f"~{key}: an option of vlmexp cannot be taken away; set it to another value."
+    if "Cannot convert" in first_line:
+        return f"{key} takes one text, and no list and no options: write {key}=TEXT."
+    if "Recursive interpolation" in first_line:
+        return f"{key}: its value names itself with ${{...}}; give it one."
     if isinstance(error, InterpolationKeyError | GrammarParseError):
         return (
             f"{f'{key}: ' if key else ''}{first_line}. ${{NAME}} is the value of the option NAME; of an environment "
             "variable it is ${oc.env:NAME}, and \\${NAME} are these letters themselves."
         )
-    if "is not a ListConfig" in first_line:
+    if "is not a ListConfig" in first_line or "with ListConfig" in first_line:
         return f"{key} takes a list: write {key}=[A,B], or {key}=[A] for one value."
     if isinstance(error, OmegaConfValidationError) and key:
         return f"{key}: {first_line}."
     return f"{key}: {first_line}" if key else first_line
+
+
+def option_names() -> list[str]:
+    """The names at the top: of groups, and of the few options that are in none."""
+    return [item.name for item in dataclasses.fields(Config)]
+
+
+def is_switch(key: str) -> bool:
+    """Whether an option is true or false, as far as the schema knows it."""
+    node = OmegaConf.structured(Config)
+    try:
+        return isinstance(OmegaConf.select(node, key), bool)
+    except OmegaConfBaseException:
+        return False
 
 
 def may_be_list(key: str) -> bool:

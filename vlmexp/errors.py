@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# From torch.load's first words to what the unpickler says, and any other clause about its option.
+_PICKLE_ADVICE = re.compile(r"Weights only load failed\..*?(?=WeightsUnpickler error|$)\s*", re.DOTALL)
+_UNSAFE = re.compile(r"[^.:\n]*weights_only[^.\n]*\.?\s*")
+_SHOWN = 160  # letters of a value
 
 
 class UserError(Exception):
     """Something the user can put right. The command line prints its text and no traceback."""
 
     exit_code = 2
+
+
+def shown(value: object) -> str:
+    """A value for a sentence, in which nobody wants to read all of a text that is too long."""
+    said = str(value)
+    return said if len(said) <= _SHOWN else f"{said[: _SHOWN // 2]}…{said[-_SHOWN // 2 :]}"
+
+
+def without_advice(text: str) -> str:
+    """A library's text without its advice to load a file in a way that may run the code in it (torch's)."""
+    text = _PICKLE_ADVICE.sub("The file is damaged, or a pickle of more than tensors, which is never loaded. ", text)
+    return _UNSAFE.sub("", text)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

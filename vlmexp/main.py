@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import logging
 import os
 import shlex
@@ -24,11 +25,11 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vlmexp import command_line, confidential, distributed, programs, terminal, trust
+from vlmexp import command_line, confidential, distributed, mistyped, programs, quoting, terminal, trust
 from vlmexp.checks import checked
 from vlmexp.config import Config, schema_node, train_extras
 from vlmexp.data.sources import find_source
-from vlmexp.errors import UserError, unknown
+from vlmexp.errors import UserError, unknown, without_advice
 from vlmexp.evaluation.score import metric_names
 from vlmexp.files import read_json
 from vlmexp.interruption import Preempted, back_to_the_queue, keep_exit_code
@@ -50,6 +51,8 @@ STAGES = {
     "compare": "vlmexp.comparison.stage.compare",
 }
 READING = ("compare",)  # functions of the config alone: they read run directories and get none of their own
+# What a library does not take is said before there is a directory; the others need a run, or no library.
+ASKING_LIBRARIES = ("preview", "eval_base", "train", "pipeline", "eval_finetuned")
 # What looks at runs and sweeps and opens none: functions of the options behind the name, called without Hydra.
 COMMANDS = {
     "resume": "vlmexp.launch.commands.resume",
@@ -69,21 +72,39 @@ def find_stage(name: str) -> Stage:
     """
     target = STAGES.get(name, name)
     module_name, _, function_name = target.rpartition(".")
-    if not module_name:
+    if not module_name or not all(part.isidentifier() for part in target.split(".")):
         raise unknown("stage", name, STAGES)
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(
+            f"stage={name} is of Python's own library and no stage: name a function of (config, run), or one of "
+            f"{', '.join(STAGES)}."
+        )
     try:
         stage = getattr(importlib.import_module(module_name), function_name)
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
-            raise
+            raise UserError(f"stage={name}: importing {module_name} fails: {error}.") from error
         raise UserError(
             f"stage={name}: there is no module {error.name!r} to import; is its folder on PYTHONPATH?"
         ) from None
+    except (ImportError, SyntaxError, ValueError, TypeError) as error:  # TypeError: a path that begins with a dot
+        raise UserError(f"stage={name}: {module_name} cannot be imported: {error}.") from error
     except AttributeError:
         raise UserError(f"stage={name}: the module {module_name} has no function {function_name!r}.") from None
-    if not callable(stage):
-        raise UserError(f"stage={name} is not a function of (config, run).")
+    if name not in STAGES and not _takes_two(stage):
+        raise UserError(f"stage={name} is not a function of (config, run), which is what a stage is.")
     return stage  # type: ignore[no-any-return]
+
+
+def _takes_two(stage: Any) -> bool:
+    """Whether something can be called as a stage is."""
+    if not callable(stage) or isinstance(stage, type):
+        return False
+    try:
+        inspect.signature(stage).bind("config", "run")
+    except (TypeError, ValueError):  # ValueError: of C code that does not tell
+        return False
+    return True
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
@@ -125,8 +146,14 @@ def check_before_launch(arguments: list[str]) -> Config:
         composed = hydra.compose("config", overrides, return_hydra_config=True)
     config = check(without_secrets(composed))
     command_line.refuse_occupied_directory(overrides, config)
-    if config.stage == "export" and not any(command_line.key_of(text) == "hydra.run.dir" for text in overrides):
+    named = [text.partition("=")[2] for text in overrides if command_line.key_of(text) == "hydra.run.dir"]
+    if config.stage == "export" and not named:
         raise UserError("stage=export works on a training run: name one with run=DIRECTORY.")
+    goes_on = any((Path(quoting.text_of(text)) / "run.json").exists() for text in named)  # with the model it began with
+    if config.stage in ASKING_LIBRARIES and not goes_on:
+        from vlmexp.pipeline import check_options
+
+        check_options(config)
     return config
 
 
@@ -187,6 +214,11 @@ def main() -> None:
         command_line.read_dotenv()
         command_line.refuse_secrets(sys.argv[1:])
         sys.argv[1:] = command_line.choose_experiments(command_line.sweep_flag_first(sys.argv[1:]))
+        mistyped.refuse_lookalikes(sys.argv[1:])
+        mistyped.refuse_flags(sys.argv[1:])
+        mistyped.refuse_numbers_for_switches(sys.argv[1:])
+        mistyped.refuse_missing_searchpath(sys.argv[1:])
+        mistyped.refuse_unknown_choices(CONFIG_DIR, sys.argv[1:])
         command_line.refuse_stray_words(sys.argv[1:])
         command_line.refuse_sweeps_of(READING, sys.argv[1:])
         command_line.refuse_divided_paths(sys.argv[1:])
@@ -245,7 +277,7 @@ def stop(error: Exception, directory: Path | None = None) -> NoReturn:
         code = 1
         where = f"The traceback is in {directory / 'train.log'}; " if directory else ""
         text = f"{type(error).__name__}: {error}\n{where}VLMEXP_TRACEBACK=1 prints the traceback."
-    print(f"vlmexp: {confidential.redacted(text)}", file=sys.stderr)
+    print(f"vlmexp: {confidential.redacted(without_advice(text))}", file=sys.stderr)
     sys.exit(code)
 
 

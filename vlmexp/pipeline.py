@@ -4,23 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmexp.config import Config
+from vlmexp.config import NEEDS_TRAIN, Config
 from vlmexp.data.stage import download
 from vlmexp.evaluation.answers import check_decoding
 from vlmexp.evaluation.stage import BASE, FINETUNED, score_base, score_finetuned
+from vlmexp.evaluation.trained import find_training_run
 from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.files import read_json
 from vlmexp.models.load import check_model
-from vlmexp.parts import model_source
+from vlmexp.parts import build_collator, model_source
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
 from vlmexp.tracking.opening import tracked
 from vlmexp.training.stage import check_steps, check_training, train_model
 
 
+def check_options(config: Config) -> None:
+    """What the libraries say of a config before a directory is made for its run; reads no weights and no data.
+
+    Raises:
+        UserError: a class, an option or the checkpoint is refused; there is no training run to evaluate.
+    """
+    if config.stage == "eval_finetuned":
+        find_training_run(config)
+        return
+    if config.stage in NEEDS_TRAIN:
+        check_training(config)
+        check_export(config)
+    processor = check_model(model_source(config), lambda _: None, weights=config.stage != "preview")
+    build_collator(config, processor)
+    if config.stage != "preview":
+        check_decoding(config, processor)
+
+
 def pipeline(config: Config, run: Run) -> dict[str, Any]:
     """All four stages in a row, then what was gained. A stage that this run has finished is not repeated."""
-    check_training(config, run)
+    check_training(config)
     check_export(config)
     processor = check_model(model_source(config), run.note_fallback)  # a wrong id shows before the data are made
     check_decoding(config, processor)

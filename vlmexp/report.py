@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from vlmexp.screen import Screen
 
 LABELS = {
     "vqa_accuracy": "VQA accuracy",
@@ -103,7 +104,7 @@ def print_scores(columns: Mapping[str, Mapping[str, Any]], title: str) -> None:
         if blind:
             cells.append(shown_score(blind_value, share))
         table.add_row(Text(label), f"{n:,}", *cells)
-    console = Console()
+    console = Screen()
     console.print(table)
     for line in told_answers(columns):
         console.print(f"  {line}", style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -34,7 +34,7 @@ from yaml import YAMLError
 from vlmexp import __version__, distributed, provenance
 from vlmexp.confidential import redacted, redacted_values
 from vlmexp.config import Config
-from vlmexp.errors import UserError
+from vlmexp.errors import UserError, without_advice
 from vlmexp.files import (
     DamagedFile,
     append_text,
@@ -49,6 +49,7 @@ from vlmexp.files import (
 from vlmexp.interruption import Interruption, Preempted, is_in_queue
 from vlmexp.standstill import shared_folders, where_it_stands
 from vlmexp.storage import storage_error
+from vlmexp.terminal import LogFormat
 from vlmexp.tracking.tracker import Tracker
 
 HEARTBEAT_S = 30.0
@@ -320,8 +321,8 @@ class Run:
                 on_disk = storage_error(raised, directory)
                 told = on_disk or reason
                 run._release_reserve()
-                log.debug("".join(traceback.format_exception(raised)))
-                run._finish("failed", error=f"{type(told).__name__}: {told}")
+                log.debug(without_advice("".join(traceback.format_exception(raised))))
+                run._finish("failed", error=without_advice(f"{type(told).__name__}: {told}"))
                 if told is not raised:
                     raise told from raised
                 raise
@@ -492,13 +493,6 @@ def _lock(directory: Path) -> IO[str]:
     return file
 
 
-class _Redacting(logging.Formatter):
-    """Without secrets, which an error of a library may hold, in its traceback too."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
-
-
 class _LogFile(logging.FileHandler):
     """A log file whose disk may fill up: that ends no run, and is said once instead of a traceback for each record."""
 
@@ -524,9 +518,9 @@ def _log_to(path: Path, to_terminal: bool) -> Iterator[None]:
     Without `to_terminal` nothing that the block prints gets there either.
     """
     to_file = _LogFile(path, delay=True)
-    to_file.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_file.setFormatter(LogFormat("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(_Redacting("%(message)s"))
+    terminal.setFormatter(LogFormat("%(message)s"))
     # Python's own warnings are for developers of the libraries: they go to the file only.
     least = {"vlmexp": logging.INFO, "py": logging.ERROR}
     terminal.addFilter(lambda record: record.levelno >= least.get(record.name.partition(".")[0], logging.WARNING))

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmexp.errors import UserError, closest, unknown
+from vlmexp.errors import UserError, closest, shown, unknown
 
 _TYPES = {
     "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,),
@@ -24,10 +24,10 @@ def check_fields(group: str, values: Mapping[str, Any], package: str, class_name
     """Raise a UserError if a key of `values` is no field of the class, or a value is not of the field's type."""
     fields = class_fields(package, class_name)
     for name, value in values.items():
-        check_name(f"{group}.{name}={value}", name, fields, f"{package}.{class_name}")
+        check_name(f"{group}.{name}={shown(value)}", name, fields, f"{package}.{class_name}")
         if not _fits(value, fields[name]):
             raise UserError(
-                f"{group}.{name}={value!r} must be {ast.unparse(fields[name])} (see {package}.{class_name})."
+                f"{group}.{name}={shown(repr(value))} must be {ast.unparse(fields[name])} (see {package}.{class_name})."
             )
 
 
@@ -53,11 +53,11 @@ def check_name(given: str, name: str, known: Collection[str], class_name: str) -
 
 
 @functools.cache
-def popped_names(package: str, module: str, class_name: str) -> frozenset[str]:
-    """The names that a class's `__init__` takes out of its keyword arguments with `kwargs.pop`."""
+def popped_names(package: str, module: str, class_name: str, function: str = "__init__") -> frozenset[str]:
+    """The names that a function of a class takes out of its keyword arguments with `kwargs.pop`."""
     tree = ast.parse((_root(package) / module).read_text(encoding="utf-8"))
     owner = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
-    init = next(node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    init = next(node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == function)
     return frozenset(
         str(node.args[0].value)
         for node in ast.walk(init)
@@ -80,11 +80,34 @@ def init_defaults(package: str, module: str, class_name: str) -> dict[str, Any]:
 
 
 @functools.cache
+def returned_defaults(package: str, module: str, class_name: str, function: str) -> dict[str, Any]:
+    """The literal dict that a function of a class returns."""
+    tree = ast.parse((_root(package) / module).read_text(encoding="utf-8"))
+    owner = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    body = next(node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    found = next(node.value for node in ast.walk(body) if isinstance(node, ast.Return) and node.value is not None)
+    defaults: dict[str, Any] = ast.literal_eval(found)
+    return defaults
+
+
+@functools.cache
+def enumerated(package: str, module: str, class_name: str) -> tuple[str, ...]:
+    """The values of an enumeration of texts."""
+    tree = ast.parse((_root(package) / module).read_text(encoding="utf-8"))
+    owner = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    return tuple(
+        item.value.value
+        for item in owner.body
+        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
+    )
+
+
+@functools.cache
 def class_fields(package: str, class_name: str) -> dict[str, ast.expr]:
     """Annotated fields of a class of an installed package, those of its bases in that package included."""
     classes = _classes(package)
     if class_name not in classes:
-        raise unknown(f"{package} class", class_name, (name for name in classes if name.endswith(class_name[-6:])))
+        raise unknown(f"{package} class", class_name, (name for name in classes if name.endswith("Config")))
     node = classes[class_name]
     fields: dict[str, ast.expr] = {}
     for base in node.bases:

@@ -73,7 +73,6 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Imported late: Hydra imports this module whenever it looks for plugins.
-        from vlmexp.errors import UserError
         from vlmexp.launch.checking import check_points
         from vlmexp.launch.client import SweepFailed, current, refuse_another_launcher, refuse_failures, run_points
         from vlmexp.launch.snapshot import take_snapshot
@@ -85,7 +84,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         sweep = Sweep(Path(str(self.config.hydra.sweep.dir)))
         try:
             check_points(self.hydra_context.config_loader, self.config, job_overrides)
-        except UserError:
+        except Exception:
             sweep.discard_unless_begun()
             raise
         given, hydra_overrides = self._search_path()

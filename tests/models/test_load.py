@@ -50,15 +50,21 @@ def test_random_weights_come_from_the_seed():
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_an_unknown_class_falls_back_and_says_so():
+def test_a_class_of_another_transformers_falls_back_and_says_so(checkpoint):
+    """It is the one that the checkpoint's own files name."""
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["Qwen9VL"]}))
     notes: list[str] = []
-    model = load_model(dataclasses.replace(TINY, model_class="Qwen9VL"), notes.append)
-    load_processor(dataclasses.replace(TINY, processor_class="Qwen9Processor"), notes.append)
+    model = load_model(dataclasses.replace(TINY, id=str(checkpoint), model_class="Qwen9VL"), notes.append)
     assert type(model).__name__ == "Qwen2VLForConditionalGeneration"
-    assert notes == [
-        "model.model_class=Qwen9VL is not in transformers: using AutoModelForImageTextToText.",
-        "model.processor_class=Qwen9Processor is not in transformers: using AutoProcessor.",
-    ]
+    assert notes == ["model.model_class=Qwen9VL is not in transformers: using AutoModelForImageTextToText."]
+
+
+def test_a_class_that_nobody_names_is_a_mistake():
+    with pytest.raises(UserError, match=r"model_class=Qwen9VL is not in transformers; did you mean '.*null takes Auto"):
+        load_model(dataclasses.replace(TINY, model_class="Qwen9VL"), pytest.fail)
+    with pytest.raises(UserError, match=r"processor_class=Qwen2VLProcesor .*'Qwen2VLProcessor'"):
+        load_processor(dataclasses.replace(TINY, processor_class="Qwen2VLProcesor"), pytest.fail)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def fingerprint(prediction: str, answers: Sequence[str]) -> float:
 def run_training(config, directory: Path) -> dict:
     """What stage=train does before its export; the result of the training."""
     with Run.open(directory, config, []) as run:
-        check_training(config, run)
+        check_training(config)
         train_model(config, run)
     return read_json(directory / "run.json")["stages"]["train"]
 

@@ -13,7 +13,6 @@ from transformers import TrainingArguments
 from tests.training.conftest import logged
 from vlmexp.checks.training import RENAMED, SET_BY_RUN, UNFIT, check_fit
 from vlmexp.errors import UserError
-from vlmexp.runs import Run
 from vlmexp.training import stage
 from vlmexp.training.optimizers import check_optimizer
 
@@ -81,7 +80,7 @@ def test_what_does_not_fit_is_refused_with_its_reason(compose):
     ("override", "message"),
     [
         ("train.max_steps=0", "trains nothing"),
-        ("train.learning_rate=nan", "at least 0"),
+        ("train.learning_rate=nan", "finite number"),
         ("train.learning_rate=inf", "finite"),
         ("train.label_smoothing_factor=1.0", "less than 1"),
         ("train.label_smoothing_factor=-0.1", "at least 0"),
@@ -112,14 +111,13 @@ def test_values_that_would_train_nothing_or_something_else(compose, override, me
         (["optim=sgd", "optim_args='momentum'"], "sgd cannot be built"),
         (["optim=sgd", "optim_args='momentm=0.9'"], "momentm=0.9 changes nothing about train.optim=sgd"),
         (["optim_args='momentum=0.9'"], "momentum=0.9 changes nothing"),
-        (["optim=muon"], "muon is not a valid"),
     ],
 )
 def test_optimizer_and_schedule_are_tried_before_anything_loads(compose, tmp_path, overrides, message):
     config = compose("stage=train", *(f"train.{text.replace(chr(39), chr(34))}" for text in overrides))
-    with pytest.raises(UserError, match=message), Run.open(tmp_path / "run", config, []) as run:
-        stage.check_training(config, run)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    with pytest.raises(UserError, match=message):
+        stage.check_training(config)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])

@@ -7,7 +7,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vlmexp.checks.open_groups import check_open_groups
 from vlmexp.checks.together import check_compare, check_evaluation, check_media, check_together, check_tracking
-from vlmexp.checks.values import check_choices, check_numbers
+from vlmexp.checks.values import check_bounds, check_choices
 from vlmexp.config import Config, explain
 from vlmexp.errors import UserError
 
@@ -23,7 +23,7 @@ def checked(composed: DictConfig) -> Config:
         raise UserError(explain(error)) from None
     assert isinstance(config, Config)
     check_choices(config)
-    check_numbers(config)
+    check_bounds(config)
     check_together(config)
     check_compare(config.compare)
     check_evaluation(config.evaluation)

@@ -5,14 +5,23 @@ Their names are checked against the installed classes, without importing them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from vlmexp.checks.training import check_fit, check_ranges
-from vlmexp.checks.values import DTYPES, check_choice
+from vlmexp.bounds import Bounds
+from vlmexp.checks.training import check_fit, check_names, check_ranges
+from vlmexp.checks.values import DTYPES, check_bounds, check_choice, check_number, check_pattern
 from vlmexp.config import PARTS, Config, PeftExtras, TrainExtras, library_options, peft_extras, train_extras
-from vlmexp.errors import UserError
-from vlmexp.signatures import check_arguments, check_fields, check_name, class_fields, popped_names
+from vlmexp.errors import UserError, closest, shown
+from vlmexp.signatures import (
+    check_arguments,
+    check_fields,
+    check_name,
+    class_fields,
+    popped_names,
+    returned_defaults,
+)
 
 SAMPLING_ORDERS = ("random", "group_by_length")
 AUDITS = ("error", "warn", "off")
@@ -56,13 +65,33 @@ MOVED_GENERATION = (
     "low_memory", "penalty_alpha", "dola_layers", "diversity_penalty", "num_beam_groups", "constraints",
     "force_words_ids",
 )  # fmt: skip
-SHARES_GENERATION = ("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-LEAST_GENERATION = {"num_beams": 1, "top_k": 0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+GENERATION_BOUNDS = {
+    **dict.fromkeys(("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), Bounds(least=0, most=1)),
+    **dict.fromkeys(
+        ("top_k", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_new_tokens"), Bounds(least=0)
+    ),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "max_time"), Bounds(above=0)),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size"), Bounds(least=1)),
+    "num_beams": Bounds(least=1, most=1024),
+    "temperature": Bounds(least=0),  # 0 gets a sentence of its own where it is tried
+}
+FLAGS_GENERATION = ("renormalize_logits", "token_healing", "disable_compile", "use_mtp")
+WHOLE_GENERATION = ("min_new_tokens", "prompt_lookup_num_tokens", "max_matching_ngram_size")  # beside those by default
+# Of any of PEFT's classes; a rank above the sides of all matrices is none.
+PEFT_BOUNDS = {
+    **dict.fromkeys(("r", "init_r", "target_r"), Bounds(least=1, most=65536)),
+    **dict.fromkeys(("lora_alpha", "alpha"), Bounds(above=0)),  # 0 would multiply all that is learnt by nothing
+    **dict.fromkeys(("lora_dropout", "rank_dropout", "module_dropout", "adapter_dropout"), Bounds(least=0, below=1)),
+}
+PEFT_PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
+DEVICES = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|cuda(:\d+)?")
 QUANTIZED_TYPES = ("nf4", "fp4")
 
 
 def check_open_groups(config: Config) -> None:
     """Refuse names that the library does not know, what a run decides itself, and values that fail later."""
+    check_bounds(train_extras(config), "train.")
+    check_bounds(peft_extras(config), "peft.")
     _check_loading(config)
     _check_generation(config)
     _check_train(config)
@@ -74,6 +103,12 @@ def check_open_groups(config: Config) -> None:
 
 
 def _check_loading(config: Config) -> None:
+    device = config.model.device_map
+    if device is not None and not DEVICES.fullmatch(device):
+        raise UserError(
+            f"model.device_map={shown(repr(device))} must be auto, cpu, cuda or one GPU such as cuda:0"
+            f"{closest(device, ('auto', 'cpu', 'cuda'))}"
+        )
     for group in ("model_kwargs", "processor_kwargs"):
         for name in RESERVED_MODEL_KWARGS.keys() & getattr(config.model, group).keys():
             raise UserError(
@@ -95,26 +130,39 @@ def _check_generation(config: Config) -> None:
         known = {known for known in popped_names(*GENERATION_CONFIG) if not known.startswith("_")}
         known -= {"transformers_version", *IDLE_GENERATION, *MOVED_GENERATION, *RESERVED_GENERATION}
         check_name(f"evaluation.generation.{name}={value}", name, known, "GenerationConfig")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is None:
-            continue
-        if name in SHARES_GENERATION and not (is_number and 0 <= value <= 1):
-            raise UserError(f"evaluation.generation.{name}={value} must be at least 0 and at most 1.")
-        if name in LEAST_GENERATION and not (is_number and value >= LEAST_GENERATION[name]):
-            raise UserError(f"evaluation.generation.{name}={value} must be at least {LEAST_GENERATION[name]}.")
+        if value is not None:
+            _check_generated(name, value)
+
+
+def _check_generated(name: str, value: Any) -> None:
+    """The kind of a value of `evaluation.generation`, and its range."""
+    default = returned_defaults(*GENERATION_CONFIG, "_get_default_generation_params").get(name)
+    option, bounds = f"evaluation.generation.{name}", GENERATION_BOUNDS.get(name)
+    if isinstance(default, bool) or name in FLAGS_GENERATION:
+        if not isinstance(value, bool) and name != "early_stopping":  # that may be "never"
+            raise UserError(f"{option}={shown(repr(value))} must be true or false.")
+        return
+    is_whole = isinstance(default, int) or name in WHOLE_GENERATION
+    if is_whole and (not isinstance(value, int) or isinstance(value, bool)):
+        raise UserError(f"{option}={shown(repr(value))} must be a whole number.")
+    if isinstance(default, float) or bounds:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UserError(f"{option}={shown(repr(value))} must be a number.")
+        check_number(option, value, bounds or Bounds())
 
 
 def _check_train(config: Config) -> None:
     check_fit(config.train, class_fields("transformers", "TrainingArguments"))
     check_fields("train", library_options(config.train, TrainExtras), "transformers", "TrainingArguments")
+    check_names(config.train)
     check_choice("train.gradient_audit", train_extras(config).gradient_audit, AUDITS)
     _check_divergence(config)
     check_ranges(config.train)
     order = config.train.get("train_sampling_strategy", "random")
     check_choice("train.train_sampling_strategy", order, SAMPLING_ORDERS)
-    for name in ("logging_steps", "eval_steps", "save_steps"):
+    for name in ("logging_steps", "eval_steps", "save_steps", "warmup_steps"):
         value = config.train.get(name)
-        if value is not None and (value <= 0 or (value >= 1 and value != int(value))):
+        if value is not None and value >= 1 and value != int(value):
             raise UserError(f"train.{name}={value} must be a whole number of steps, or a fraction of them below 1.")
 
 
@@ -122,8 +170,6 @@ def _check_divergence(config: Config) -> None:
     """What is done when a training diverges."""
     ours, schedule = train_extras(config), config.train.get("lr_scheduler_type")
     check_choice("train.on_divergence", ours.on_divergence, ON_DIVERGENCE)
-    if ours.most_rewinds < 1:
-        raise UserError(f"train.most_rewinds={ours.most_rewinds} must be at least 1.")
     if ours.on_divergence == "rewind" and schedule in RATES_OF_THEIR_OWN:
         raise UserError(
             f"train.on_divergence=rewind lowers the learning rate, which train.lr_scheduler_type={schedule} sets by "
@@ -153,12 +199,6 @@ def _check_part_rates(config: Config) -> None:
 def _check_evaluations(config: Config) -> None:
     """What needs evaluations during training."""
     ours = train_extras(config)
-    for name, number, least in (
-        ("eval_generation_examples", ours.eval_generation_examples, 0),
-        ("early_stopping_patience", ours.early_stopping_patience, 1),
-    ):
-        if number is not None and number < least:
-            raise UserError(f"train.{name}={number} must be at least {least}.")
     if config.train.get("eval_strategy", "no") == "no":
         asked = {
             "eval_generation_examples": ours.eval_generation_examples,
@@ -198,8 +238,6 @@ def _check_tokens_per_batch(config: Config) -> None:
     tokens = train_extras(config).tokens_per_batch
     if tokens is None:
         return
-    if tokens < 1:
-        raise UserError(f"train.tokens_per_batch={tokens} must be at least 1.")
     if config.train.get("train_sampling_strategy") != "group_by_length":
         raise UserError(
             f"train.tokens_per_batch={tokens} needs train.train_sampling_strategy=group_by_length: its batches hold "
@@ -222,13 +260,31 @@ def _check_peft(config: Config) -> None:
         _check_quantization(adapter.quantization)
     if adapter.config_class is not None:
         check_fields("peft", options, "peft", adapter.config_class)
-        if options.get("r") is not None and options["r"] < 1:
-            raise UserError(f"peft.r={options['r']} must be at least 1: it is the rank of the adapter's matrices.")
-        if not 0 <= (dropout := options.get("lora_dropout") or 0) < 1:
-            raise UserError(f"peft.lora_dropout={dropout} must be at least 0 and less than 1.")
+        _check_adapter_numbers(options)
     elif options or adapter.quantization:
         extra = ", ".join(sorted(options) or ["quantization"])
         raise UserError(f"peft.{extra}: peft=none trains all weights and has no such option; choose peft=lora.")
+
+
+def _check_adapter_numbers(options: Mapping[str, Any]) -> None:
+    """Numbers that PEFT takes, and with which nothing, or something else, would be learnt."""
+    given = [(f"peft.{name}", options.get(name), bounds) for name, bounds in PEFT_BOUNDS.items()]
+    for pattern, name in PEFT_PATTERNS.items():
+        given += [(f"peft.{pattern}.{k}", v, PEFT_BOUNDS[name]) for k, v in (options.get(pattern) or {}).items()]
+    for option, value, bounds in given:
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise UserError(f"{option}={shown(repr(value))} must be a number.")
+        if value is not None:
+            check_number(option, value, bounds)
+    targets = options.get("target_modules")
+    if targets is not None and not targets:
+        raise UserError(
+            f"peft.target_modules={targets!r} names no module, so there is no place for an adapter: all-linear names "
+            "all linear layers."
+        )
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(regex := options.get(name), str):
+            check_pattern(f"peft.{name}", regex)
 
 
 def _check_quantization(values: Mapping[str, Any]) -> None:

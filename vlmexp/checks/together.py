@@ -43,11 +43,12 @@ def check_together(config: Config) -> None:
             f"collator.label_masking.ignore_index={config.collator.label_masking.ignore_index} must be -100: it is the "
             "only label that the loss of transformers' models leaves out."
         )
-    if Path(config.dataset.name).name != config.dataset.name or config.dataset.name in ("", ".."):
-        raise UserError(
-            f"dataset.name={config.dataset.name!r} must be the name of a folder, without '/': the prepared data go "
-            "there, below paths.data."
-        )
+    for option, name in (("name", config.dataset.name), ("version", config.dataset.version)):
+        if Path(name).name != name or name in ("", ".."):
+            raise UserError(
+                f"dataset.{option}={name!r} must be the name of a folder, without '/': the prepared data go there, "
+                "below paths.data."
+            )
     if config.dataset.options.get("streaming"):
         raise UserError(
             f"dataset.options.streaming={config.dataset.options['streaming']}: data sets are not streamed. They are "
@@ -179,9 +180,6 @@ def check_compare(compare: Compare) -> None:
     check_choice("compare.format", compare.format, FORMATS)
     if compare.evaluation is not None:
         check_choice("compare.evaluation", compare.evaluation, EVALUATIONS)
-    for option, number in (("examples", compare.examples), ("report_examples", compare.report_examples)):
-        if number < 0:
-            raise UserError(f"compare.{option}={number} must be at least 0.")
     for option, named, counts in (("diff", compare.diff, (2,)), ("paired", compare.paired, (1, 2))):
         if named and len(named) not in counts:
             raise UserError(f"compare.{option} names {len(named)} runs: write compare.{option}=[A,B].")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vlmexp.errors import UserError
+from vlmexp.bounds import Bounds
+from vlmexp.checks.values import check_choice, check_number
+from vlmexp.errors import UserError, shown
+from vlmexp.signatures import enumerated
 
 # What a run decides itself, and what to set instead.
 SET_BY_RUN = {
@@ -101,11 +103,34 @@ RENAMED = {
     "torchdynamo": "torch_compile_backend",
 }
 # What TrainingArguments takes without a word, and what then fails or trains nothing.
-LEAST = {
-    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
-    "learning_rate": 0, "num_train_epochs": 0, "weight_decay": 0, "max_grad_norm": 0, "warmup_steps": 0,
-    "dataloader_num_workers": 0, "label_smoothing_factor": 0, "eval_delay": 0, "neftune_noise_alpha": 0,
+BOUNDS = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+         "dataloader_prefetch_factor", "save_total_limit", "torch_empty_cache_steps", "ddp_bucket_cap_mb"),
+        Bounds(least=1),
+    ),
+    **dict.fromkeys(
+        ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay", "neftune_noise_alpha"),
+        Bounds(least=0),
+    ),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Bounds(least=0, below=1)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), Bounds(above=0)),
+    "adam_epsilon": Bounds(above=0),  # 0 / 0 for a weight without a gradient
+    "num_train_epochs": Bounds(least=0, most=1_000_000),
+    "max_steps": Bounds(least=-1),  # -1: num_train_epochs counts
+    "dataloader_num_workers": Bounds(least=0, most=1024),
 }  # fmt: skip
+# Fields that hold a name of an enumeration: where that stands.
+NAMES = {
+    "optim": ("training_args.py", "OptimizerNames"),
+    "lr_scheduler_type": ("trainer_utils.py", "SchedulerType"),
+    "eval_strategy": ("trainer_utils.py", "IntervalStrategy"),
+    "logging_strategy": ("trainer_utils.py", "IntervalStrategy"),
+    "save_strategy": ("trainer_utils.py", "SaveStrategy"),
+}
+MAPPINGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _LOW_RANK = ("galore", "apollo")  # beginnings of names of optimizers that take optim_target_modules
 
 
@@ -123,17 +148,30 @@ def check_fit(train: Mapping[str, Any], fields: Collection[str]) -> None:
             raise UserError(f"train.{name}={value}: {reason}.")
 
 
+def check_names(train: Mapping[str, Any]) -> None:
+    """Refuse names that none of the library's enumerations has, and what cannot be asked for together."""
+    for name, (module, enumeration) in NAMES.items():
+        if train.get(name) is not None:
+            check_choice(f"train.{name}", train[name], enumerated("transformers", module, enumeration))
+    for name, choices in (
+        ("log_level", LOG_LEVELS),
+        ("log_level_replica", LOG_LEVELS),
+        ("torch_compile_mode", COMPILE_MODES),
+    ):
+        if train.get(name) is not None:
+            check_choice(f"train.{name}", train[name], choices)
+    for name in MAPPINGS:
+        if isinstance(value := train.get(name), str) and not value.startswith("{"):
+            raise UserError(f"train.{name}={shown(repr(value))} must be options with their values: {{NAME: VALUE}}.")
+    if train.get("bf16") and train.get("fp16"):
+        raise UserError("train.bf16=true and train.fp16=true are two precisions: set one of them to false.")
+
+
 def check_ranges(train: Mapping[str, Any]) -> None:
     """Refuse numbers that would fail later, or train nothing or something else."""
-    for name, least in LEAST.items():
-        value = train.get(name)
-        if value is not None and not value >= least:
-            raise UserError(f"train.{name}={value} must be at least {least}.")
-        if value is not None and not math.isfinite(value):
-            raise UserError(f"train.{name}={value} must be a finite number.")
-    smoothing = train.get("label_smoothing_factor") or 0
-    if smoothing >= 1:
-        raise UserError(f"train.label_smoothing_factor={smoothing} must be at least 0 and less than 1.")
+    for name, bounds in BOUNDS.items():
+        if (value := train.get(name)) is not None:
+            check_number(f"train.{name}", value, bounds)
     if train.get("max_steps") == 0:
         raise UserError("train.max_steps=0 trains nothing: set it above 0, or leave it out for train.num_train_epochs.")
     if train.get("num_train_epochs") == 0 and train.get("max_steps", -1) < 1:

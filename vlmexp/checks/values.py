@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from vlmexp.bounds import Bounds, bounds_of
 from vlmexp.config import MEDIA, SPLITS, Config
-from vlmexp.errors import UserError, closest
+from vlmexp.errors import UserError, closest, shown
 
 DTYPES = ("bfloat16", "float16", "float32")
 OVERLONG = ("error", "drop", "shorten_text", "shrink_image")
@@ -31,6 +35,9 @@ PUSHED = ("merged", "adapter")
 def check_choices(config: Config) -> None:
     """Refuse what is none of the possible values."""
     frames = config.collator.video_processing.frame_extraction
+    for part in ("vision", "projector"):
+        if (pattern := getattr(config.model.modules, part)) is not None:
+            check_pattern(f"model.modules.{part}", pattern)
     for option, value, choices in (
         ("model.dtype", config.model.dtype, DTYPES),
         ("model.prompt_style", config.model.prompt_style, PROMPT_STYLES),
@@ -64,52 +71,78 @@ def check_choices(config: Config) -> None:
         check_choice(option, value, choices)
 
 
-def check_numbers(config: Config) -> None:
-    """Refuse numbers that are too small, and shares outside of 0 to 1."""
-    frames = config.collator.video_processing.frame_extraction
-    for option, number, least in (
-        ("collator.max_length", config.collator.max_length, 1),
-        ("collator.image_processing.max_size", config.collator.image_processing.max_size, 1),
-        ("collator.video_processing.frame_extraction.num_frames", frames.num_frames, 1),
-        ("evaluation.batch_size", config.evaluation.batch_size, 1),
-        ("evaluation.max_examples", config.evaluation.max_examples, 1),
-        ("evaluation.blind_examples", config.evaluation.blind_examples, 1),
-        ("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1),
-        ("evaluation.max_choices", config.evaluation.max_choices, 2),
-        ("evaluation.invariance_examples", config.evaluation.invariance_examples, 0),
-        ("dataset.max_new_tokens", config.dataset.max_new_tokens, 1),
-        ("export.parity_examples", config.export.parity_examples, 0),
-        ("preview.examples", config.preview.examples, 1),
-        ("preview.rows", config.preview.rows, 1),
-        ("threads", config.threads, 1),
-        ("dataset.decode_memory_mib", config.dataset.decode_memory_mib, 64),
-        ("collator.image_processing.max_pixels", config.collator.image_processing.max_pixels, 1),
-        ("seed", config.seed, 0),
-        ("tracking.predictions", config.tracking.predictions, 0),
-        *((f"dataset.max_examples.{name}", number, 1) for name, number in config.dataset.max_examples.items()),
-    ):
-        if number is not None and number < least:
-            raise UserError(f"{option}={number} must be at least {least}.")
-    for option, most in (
-        ("dataset.decode_timeout_s", config.dataset.decode_timeout_s),
-        ("dataset.max_file_gib", config.dataset.max_file_gib),
-    ):
-        if not 0 < most < math.inf:
-            raise UserError(f"{option}={most} must be more than 0, and finite.")
-    duration = config.collator.video_processing.file_processing.max_duration
-    for option, amount in (("frame_extraction.fps", frames.fps), ("file_processing.max_duration", duration)):
-        if amount is not None and amount <= 0:
-            raise UserError(f"collator.video_processing.{option}={amount} must be more than 0.")
-    for option, fraction in (
-        ("dataset.max_bad_share", config.dataset.max_bad_share),
-        ("dataset.validation_fraction", config.dataset.validation_fraction),
-        ("dataset.test_fraction", config.dataset.test_fraction),
-    ):
-        if not 0 <= fraction < 1:
-            raise UserError(f"{option}={fraction} must be at least 0 and less than 1.")
+def check_bounds(node: Any, prefix: str = "") -> None:
+    """Refuse what is outside of the bounds beside an option's default, and what is no finite number anywhere.
+
+    Args:
+        node: a dataclass of the schema.
+        prefix: of the names of its options.
+    """
+    for item in dataclasses.fields(node):
+        option, value, bounds = f"{prefix}{item.name}", getattr(node, item.name), bounds_of(item)
+        if str(item.type).endswith("Any]"):  # of a library
+            check_finite(option, value)
+        elif dataclasses.is_dataclass(value):
+            check_bounds(value, f"{option}.")
+        elif isinstance(value, dict):
+            for name, held in value.items():
+                _check_value(f"{option}.{name}", held, bounds)
+        elif isinstance(value, list):
+            _check_list(option, value, bounds)
+        else:
+            _check_value(option, value, bounds)
+
+
+def check_finite(option: str, value: Any) -> None:
+    """Refuse a number that is not finite, however deep it lies."""
+    if isinstance(value, Mapping):
+        for name, held in value.items():
+            check_finite(f"{option}.{name}", held)
+    elif isinstance(value, list | tuple):
+        for held in value:
+            check_finite(option, held)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{option}={value} must be a finite number.")
+
+
+def check_number(option: str, value: float, bounds: Bounds) -> None:
+    """Refuse a number that is out of bounds."""
+    if complaint := bounds.complaint(value):
+        raise UserError(f"{option}={shown(value)} {complaint}.")
+
+
+def _check_list(option: str, values: Sequence[Any], bounds: Bounds) -> None:
+    if len(values) < bounds.fewest:
+        raise UserError(f"{option}=[] is empty: name one at least, or leave the option out.")
+    for index, value in enumerate(values):
+        if dataclasses.is_dataclass(value):
+            check_bounds(value, f"{option}.{index}.")
+        elif isinstance(value, list | dict):
+            raise UserError(f"{option}={values}: {value} is no text; write {option}=[A,B].")
+        else:
+            _check_value(option, value, bounds)
+            if bounds.distinct and value in values[:index]:
+                raise UserError(f"{option}={values}: {value!r} is there twice; leave one out.")
+
+
+def _check_value(option: str, value: Any, bounds: Bounds) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        check_number(option, value, bounds)
+    elif isinstance(value, str) and not bounds.empty and not value.strip():
+        raise UserError(f"{option}={value!r} is empty: give it a value, or leave the option out.")
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a value that is none of the choices, and name the one that was probably meant."""
     if value not in choices:
-        raise UserError(f"{option}={value!r} must be one of {', '.join(choices)}{closest(str(value), choices)}")
+        raise UserError(
+            f"{option}={shown(repr(value))} must be one of {', '.join(choices)}{closest(str(value), choices)}"
+        )
+
+
+def check_pattern(option: str, pattern: str) -> None:
+    """Refuse a text that is no regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{option}={shown(repr(pattern))} is no regular expression: {error}.") from None

@@ -34,6 +34,7 @@ from vlmexp.errors import UserError
 from vlmexp.files import write_text
 from vlmexp.report import print_paths
 from vlmexp.runs import LOST_AFTER_S, NOT_IN_KEY
+from vlmexp.screen import Screen
 
 LOG_LINES = 6
 
@@ -141,11 +142,11 @@ def show_pairing(config: Config, runs: Sequence[RunFiles]) -> None:
 def emit(options: Compare, sheet: Sheet, show: Callable[[Console], None]) -> None:
     """To the terminal, or to a file whose path is printed."""
     if options.format == "table" and options.output is None:
-        show(Console(highlight=False))
+        show(Screen(highlight=False))
         return
     if options.format == "table":
         buffer = io.StringIO()
-        show(Console(file=buffer, highlight=False, width=160))
+        show(Screen(file=buffer, highlight=False, width=160))
         text = buffer.getvalue()
     else:
         text = render(sheet, options.format)

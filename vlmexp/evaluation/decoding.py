@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from vlmexp.errors import UserError
+from vlmexp.errors import UserError, shown
 from vlmexp.models.generation import complaint, own_decoding
 
 TRIED_TOKENS = 4  # that options are tried on
@@ -55,7 +55,7 @@ def check_generation(
     """
     if not options:
         return
-    given = "; ".join(f"evaluation.generation.{name}={value}" for name, value in options.items())
+    given = "; ".join(f"evaluation.generation.{name}={shown(value)}" for name, value in options.items())
     _check_kinds(options)
     least = options.get("min_new_tokens")
     if least is not None and max_new_tokens is not None and least > max_new_tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ from tqdm import tqdm
 from vlmexp import distributed
 from vlmexp.command_line import CONTINUING
 from vlmexp.config import Config
-from vlmexp.errors import UserError
-from vlmexp.main import check, without_secrets
+from vlmexp.errors import UserError, shown
+from vlmexp.main import READING, check, without_secrets
 
 _LAUNCHERS = "hydra_plugins.vlmexp_launcher."
 _LEAST = {
@@ -54,16 +55,26 @@ def check_points(loader: ConfigLoader, config: DictConfig, all_overrides: Sequen
             f"hydra.sweep.subdir={subdir}: the directory of a point is its number, which stage=status and stage=resume "
             "find it by. Leave the option out, and name the sweep's directory with hydra.sweep.dir."
         )
+    if not all_overrides:
+        raise UserError(
+            "The sweep has no points: a glob() matches no name of a choice, or a range() has none between its ends."
+        )
+    count = Counter(map(tuple, all_overrides))
+    if len(count) < len(all_overrides) and config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # not of a search
+        twice = shown(" ".join(count.most_common(1)[0][0]))
+        raise UserError(f"The point ({twice}) is there twice: leave out the value that is repeated.")
     for number, overrides in enumerate(_Bar(all_overrides, desc="check", unit=" points", leave=False)):
         check_point(loader, config, overrides, f"point {number} ")
 
 
 def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str], name: str = "") -> Config:
     """The same for a single one; returns its configuration."""
-    name += f"({' '.join(overrides)})"
+    name += f"({shown(' '.join(overrides))})"
     composed = loader.load_sweep_config(config, list(overrides))
     if composed.hydra.sweeper.get("params") != config.hydra.sweeper.get("params"):
         raise UserError(f"{name} is a sweep itself, and sweeps do not nest: start it by itself.")
+    if composed.stage in READING:
+        raise UserError(f"{name}: stage={composed.stage} makes no run, so it is no point of a sweep: leave it out.")
     if composed.run is not None and composed.stage in CONTINUING:
         raise UserError(
             f"{name}: stage={composed.stage} continues run={composed.run} in its own directory, and a point of a sweep "

@@ -13,7 +13,6 @@ from typing import NoReturn
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 from rich import box
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +26,7 @@ from vlmexp.launch.foreign import untrusted
 from vlmexp.launch.snapshot import forget_caches, python_environment, take_snapshot
 from vlmexp.launch.sweep import Standing, Sweep
 from vlmexp.quoting import text_of
+from vlmexp.screen import Screen
 
 _REFRESH_S = 5.0
 _STYLES = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "broken": "red", "preempted": "yellow"}
@@ -39,9 +39,9 @@ def status(arguments: list[str]) -> None:
     sweep = Sweep.named(options["sweep"])
     standings = current(sweep)
     _report_damage(sweep, standings)
-    console = Console()
+    console = Screen()
     if not console.is_terminal:
-        Console(width=200).print(table(sweep, standings))  # a file or another program wants whole values
+        Screen(width=200).print(table(sweep, standings))  # a file or another program wants whole values
         _report_failures(sweep, standings)
         return
     with Live(table(sweep, standings), console=console, auto_refresh=False) as live:

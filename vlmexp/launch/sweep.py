@@ -164,6 +164,11 @@ class Sweep:
         """Remove the directory of a sweep that was refused, if it holds nothing but Hydra's multirun.yaml."""
         if [path.name for path in self.directory.glob("*")] == ["multirun.yaml"]:
             shutil.rmtree(self.directory)
+            here = Path.cwd()
+            for folder in self.directory.absolute().parents[:2]:  # Hydra makes them: of the day, and of all sweeps
+                if folder == here or folder in here.parents or any(folder.iterdir()):
+                    return
+                folder.rmdir()
 
     @property
     def argument(self) -> str:

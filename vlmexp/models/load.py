@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import os
@@ -15,13 +16,14 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from vlmexp.errors import UserError
+from vlmexp.errors import UserError, closest, shown
 from vlmexp.models import checkpoint
 from vlmexp.models.fit import check_class, check_processor, check_type, check_weight_names
 from vlmexp.models.generation import mend, valid_file
 from vlmexp.models.load_errors import LOADING_ERRORS, loading_error
 from vlmexp.models.modules import DEFAULT_PATTERNS, ModulePatterns
-from vlmexp.models.processor_files import lost_class
+from vlmexp.models.options import check_attention, check_model_options, check_processor_options
+from vlmexp.models.processor_files import lost_class, named_classes
 from vlmexp.models.quantization import keep_trainable, quantization_config
 
 EMBEDDED = "vlmexp:"  # prefix of the ids of checkpoints that the package ships
@@ -79,8 +81,12 @@ def check_model(source: ModelSource, note: Note, weights: bool = True) -> Proces
     """
     if weights:
         quantization_config(source.quantization, source.modules)
-    loader = _class(source.model_class, source.import_path, MODEL_AUTO, "model.model_class", note)
+    loader = _class(source, "model_class", MODEL_AUTO, note)
     config = _config(source)
+    check_attention(source.attn_implementation)
+    check_model_options(source.model_kwargs, config, loader)
+    if weights:
+        _device(source)
     if checkpoint.only_cached(source.location, source.revision):
         note(f"The Hub cannot be reached: {source.id} is taken from the cache as it is there.")
     check_class(source.id, config, loader)
@@ -89,6 +95,9 @@ def check_model(source: ModelSource, note: Note, weights: bool = True) -> Proces
             checkpoint.check_weights(source.id, source.location, source.revision)
     processor = load_processor(source, note)
     check_processor(source.id, processor, config)
+    if source.processor_kwargs:
+        plain = dataclasses.replace(source, processor_kwargs={})
+        check_processor_options(source.processor_kwargs, processor, lambda: load_processor(plain, lambda _: None))
     return processor
 
 
@@ -98,7 +107,7 @@ def load_processor(source: ModelSource, note: Note) -> ProcessorMixin:
     Raises:
         UserError: the checkpoint cannot be reached, has no processor, or names a class that there is no more.
     """
-    loader = _class(source.processor_class, source.import_path, PROCESSOR_AUTO, "model.processor_class", note)
+    loader = _class(source, "processor_class", PROCESSOR_AUTO, note)
     try:
         with _sentences(source, loader):
             processor = loader.from_pretrained(source.location, **_origin(source), **source.processor_kwargs)
@@ -123,10 +132,8 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
     Raises:
         UserError: the checkpoint cannot be reached, or its weights do not fit the class.
     """
-    loader = _class(source.model_class, source.import_path, MODEL_AUTO, "model.model_class", note)
-    on_cpu = source.device_map == "cpu" or not torch.cuda.is_available()
-    if source.device_map == "cuda" and on_cpu:
-        raise UserError("model.device_map=cuda: torch sees no GPU here. Use model.device_map=auto or cpu.")
+    loader = _class(source, "model_class", MODEL_AUTO, note)
+    on_cpu = _device(source) == "cpu"
     dtype = torch.float32 if on_cpu else getattr(torch, source.dtype)
     quantization = quantization_config(source.quantization, source.modules)
     config = _config(source)
@@ -191,25 +198,51 @@ def _origin(source: ModelSource) -> dict[str, Any]:
     return origin | ({"local_files_only": True} if checkpoint.only_cached(source.location, source.revision) else {})
 
 
-def _class(name: str | None, import_path: str, fallback: str, option: str, note: Note) -> Any:
-    """The named class of the module, or the Auto class if it is not there.
+def _device(source: ModelSource) -> str:
+    """What the model is loaded to: `cpu` or `cuda`.
 
     Raises:
-        UserError: the module cannot be imported, or the name is none of a class that loads checkpoints.
+        UserError: a GPU is asked for that is not there.
     """
+    asked, gpus = source.device_map or "auto", torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind, _, number = asked.partition(":")
+    if kind == "cuda" and int(number or 0) >= gpus:
+        raise UserError(
+            f"model.device_map={asked}: torch sees {gpus or 'no'} GPU{'s' * (gpus > 1)} here. Use "
+            "model.device_map=auto or cpu."
+        )
+    return "cpu" if kind == "cpu" or not gpus else "cuda"
+
+
+def _class(source: ModelSource, option: str, fallback: str, note: Note) -> Any:
+    """The class that `model_class` or `processor_class` names, or the Auto class.
+
+    A name that is not there is a mistake, unless the checkpoint's own files name it: it is of another transformers
+    then, and the Auto class may know what to do.
+
+    Raises:
+        UserError: the module cannot be imported, or it has no such class, or that is none that loads checkpoints.
+    """
+    name = getattr(source, option)
     if name is None:
         return getattr(transformers, fallback)
     try:
-        found = getattr(importlib.import_module(import_path), name, None)
-    except ImportError as error:
+        module = importlib.import_module(source.import_path)
+    except (ImportError, ValueError) as error:
         raise UserError(
-            f"model.import_path={import_path} cannot be imported: {error}. Is its folder on PYTHONPATH?"
+            f"model.import_path={source.import_path} cannot be imported: {error}. Is its folder on PYTHONPATH?"
         ) from error
+    found = getattr(module, name, None)
     if found is None:
-        note(f"{option}={name} is not in {import_path}: using {fallback}.")
+        if source.import_path != "transformers" or name not in named_classes(source.location, source.revision):
+            raise UserError(
+                f"model.{option}={shown(name)} is not in {source.import_path}{closest(name, dir(module)) or '.'} "
+                f"null takes {fallback}."
+            )
+        note(f"model.{option}={name} is not in {source.import_path}: using {fallback}.")
         return getattr(transformers, fallback)
     if not hasattr(found, "from_pretrained"):
-        raise UserError(f"{option}={name}: this is nothing that loads a checkpoint (it has no from_pretrained).")
+        raise UserError(f"model.{option}={name}: this is nothing that loads a checkpoint (it has no from_pretrained).")
     return found
 
 

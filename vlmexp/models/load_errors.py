@@ -18,7 +18,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 from safetensors import SafetensorError
 
-from vlmexp.errors import UserError
+from vlmexp.errors import UserError, without_advice
 
 # What the libraries raise for a checkpoint that they cannot load; anything else is a bug of ours or of theirs.
 LOADING_ERRORS = (
@@ -44,7 +44,7 @@ def loading_error(error: BaseException, model_id: str, revision: str | None, loa
     for cause in reversed(list(_causes(error))):
         if sentence := _sentence(cause, model_id, revision):
             return UserError(sentence)
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(without_advice(str(error)).split()) or type(error).__name__
     return UserError(f"model.id={model_id} could not be loaded by {loader}: {reason[:400]}")
 
 

@@ -32,6 +32,12 @@ def lost_class(model_id: str, location: str, revision: str | None) -> str | None
     )
 
 
+def named_classes(location: str, revision: str | None) -> set[str]:
+    """All classes that the files of a checkpoint name, of the model and of the processor."""
+    architectures = _content(location, "config.json", revision).get("architectures") or []
+    return {*architectures, *(name for file in FILES for _, name in _named(_content(location, file, revision)))}
+
+
 def _content(location: str, file: str, revision: str | None) -> dict[str, Any]:
     """A JSON file of the folder or, as far as it was downloaded, of the Hub; empty without one."""
     is_local = Path(location).is_dir()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from vlmexp.collator.batch import Collator
 from vlmexp.config import Config
@@ -26,6 +25,7 @@ from vlmexp.preview.survey import take_survey
 from vlmexp.preview.terminal import print_preview
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
+from vlmexp.screen import Screen
 
 QUESTIONS = 6  # of an image that several share
 
@@ -53,7 +53,7 @@ def preview(config: Config, run: Run) -> dict[str, Any]:
                 raise UserError(
                     f"preview.output={path} cannot be written: {error.strerror}; name another file."
                 ) from None
-    print_preview(Console(highlight=False), made)
+    print_preview(Screen(highlight=False), made)
     for sentence in look_alikes_in_words(prepared):
         print(f"  {sentence}")
     print_paths({"preview": path})

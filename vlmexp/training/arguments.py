@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from transformers import TrainingArguments
 
 from vlmexp import distributed
 from vlmexp.config import Config, TrainExtras, library_options, train_extras
 from vlmexp.errors import UserError
-from vlmexp.runs import Run
 from vlmexp.training.workers import usable_cpus, worker_options
 
 
-def training_arguments(config: Config, run: Run, has_validation: bool) -> TrainingArguments:
+def training_arguments(
+    config: Config, checkpoints: Path, note: Callable[[str], None], has_validation: bool
+) -> TrainingArguments:
     """The `train` group as TrainingArguments, with what the hardware cannot do turned off and noted.
+
+    Args:
+        checkpoints: the folder for them.
+        note: told of what is done differently from what was asked.
 
     Raises:
         UserError: TrainingArguments refuses a value.
@@ -21,7 +29,7 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
     options = library_options(config.train, TrainExtras)
     for name in ("bf16", "fp16"):
         if options.get(name) and not has_precision(name):
-            run.note_fallback(f"train.{name}: this machine has no GPU that computes in {name}; training in float32.")
+            note(f"train.{name}: this machine has no GPU that computes in {name}; training in float32.")
             options[name] = False
     if options.get("metric_for_best_model"):  # who names it wants the best, and not the last, as `model/`
         options.setdefault("load_best_model_at_end", True)
@@ -38,8 +46,10 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
                     f"train.{name}={value} needs a validation split, and {config.dataset.name} has none: set "
                     "dataset.validation_fraction above 0."
                 )
-        run.note_fallback("There is no validation split: training runs without evaluation.")
+        note("There is no validation split: training runs without evaluation.")
         options["eval_strategy"] = "no"
+    # torch compares the types of AdamW's betas, and 0 is a whole number.
+    options |= {name: float(options[name]) for name in ("adam_beta1", "adam_beta2") if name in options}
     # The option's name in transformers since 5.20; the old one still works there, with a warning.
     # Where both are given the new one counts: conf/train sets the old one.
     for name in ("checkpointing", "checkpointing_kwargs"):
@@ -51,7 +61,7 @@ def training_arguments(config: Config, run: Run, has_validation: bool) -> Traini
     options |= worker_options(options, torch.cuda.is_available(), usable_cpus(), distributed.local_world_size())
     try:
         return TrainingArguments(
-            output_dir=str(run.path("checkpoints")),
+            output_dir=str(checkpoints),
             seed=config.seed,
             data_seed=config.seed,
             report_to=[],  # MetricsFile reports

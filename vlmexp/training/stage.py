@@ -81,7 +81,7 @@ from vlmexp.training.trainer import VlmTrainer
 
 def train(config: Config, run: Run) -> dict[str, Any]:
     """Fine-tune, from the newest complete checkpoint if there is one; write `model/` and `deployment_model/`."""
-    check_training(config, run)
+    check_training(config)
     check_export(config)
     train_model(config, run)
     export_model(config, run)
@@ -91,18 +91,22 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     return {name: done[name] for name in ("steps", "loss", "eval_loss", "best_metric") if name in done}
 
 
-def check_training(config: Config, run: Run) -> None:
+def check_training(config: Config) -> None:
     """Build what the libraries check themselves, so that a refused option is known before hours of other work."""
     adapter_config(config)
     questions_to_answer(config)
-    check_optimizer(training_arguments(config, run, has_validation=True))
+    check_optimizer(training_arguments(config, Path("checkpoints"), lambda _: None, has_validation=True))
 
 
 def check_steps(config: Config, run: Run) -> None:
     """Raise a UserError if the train split, which the run has prepared, is too small for a step."""
     counts, limit = run.record["data"]["counts"], config.dataset.max_examples.get("train")
-    arguments = training_arguments(config, run, has_validation=bool(counts["validation"]))
+    arguments = _arguments(config, run, has_validation=bool(counts["validation"]))
     require_steps(min(counts["train"], limit or counts["train"]), arguments)
+
+
+def _arguments(config: Config, run: Run, has_validation: bool) -> TrainingArguments:
+    return training_arguments(config, run.path("checkpoints"), run.note_fallback, has_validation)
 
 
 def train_model(config: Config, run: Run) -> None:
@@ -119,7 +123,7 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     processor = check_model(source, run.note_fallback)
     check_decoding(config, processor)
     prepared = prepared_data(config, run)
-    arguments = training_arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
+    arguments = _arguments(config, run, has_validation=bool(prepared.manifest["counts"]["validation"]))
     checkpoint = newest_checkpoint(run, arguments)
     note_other_machine(run, arguments)
     whole_batches = train_extras(config).tokens_per_batch is not None or bool(arguments.dataloader_drop_last)
