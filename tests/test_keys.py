@@ -37,7 +37,8 @@ CHANGING = """
 seed
 dataset.name dataset.version dataset.source dataset.options dataset.splits dataset.validation_fraction
 dataset.test_fraction dataset.split_seed dataset.max_examples dataset.columns dataset.required dataset.train_answer
-dataset.metadata dataset.metrics dataset.max_new_tokens dataset.on_duplicates dataset.convert
+dataset.metadata dataset.metrics dataset.max_new_tokens dataset.prompt dataset.instruction
+dataset.open_instruction dataset.kept dataset.on_duplicates dataset.convert
 evaluation.split evaluation.max_examples evaluation.metrics evaluation.max_new_tokens evaluation.blind
 evaluation.blind_examples evaluation.generation evaluation.answers evaluation.choices evaluation.max_choices
 evaluation.rank_per_token

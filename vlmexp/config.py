@@ -83,6 +83,11 @@ class Dataset:
     columns: dict[str, str | None] = field(
         default_factory=lambda: {"image": "image", "question": "question", "answer": "answer"}
     )  # role: column; `messages`: whole conversations, in place of question and answer
+    prompt: list[str] = field(
+        default_factory=lambda: ["{question}", "\n{system_prompt}"], metadata=bounds(fewest=1)
+    )  # what {prompt} in collator.messages shows; a piece that names a role without a text is left out
+    instruction: str = text("Answer briefly.")  # the value of {system_prompt}, unless collator.system_prompt is set
+    open_instruction: str | None = text(None)  # of rows without choices, likewise; null: instruction
     required: list[str] = field(
         default_factory=lambda: ["question", "answer"], metadata=bounds(distinct=True)
     )  # roles that no row may leave empty
@@ -91,16 +96,17 @@ class Dataset:
     on_duplicates: str = "report"  # report | drop_from_train | error: pictures of train in another of the given splits
     decode_memory_mib: int = count(
         1024, least=64
-    )  # for images and videos that a process decodes at a moment; what needs more is bad
+    )  # for what a process decodes at a moment; media that need more are bad
     decode_timeout_s: float = number(40.0, above=0)  # a video that takes longer to read is bad
-    max_file_gib: float = number(
-        16.0, above=0
-    )  # an image or video with more on disk is bad, and a data file is refused
+    max_file_gib: float = number(16.0, above=0)  # media with more on disk are bad, and a data file is refused
     convert: str = "auto"  # auto | always | never: lists, whole numbers and choices from what a table made of them
     train_answer: str = "most_common"  # most_common | sampled: which of several answers to train on
     metadata: list[str] = field(
         default_factory=list, metadata=bounds(distinct=True)
     )  # columns kept beside each prediction and reported per value
+    kept: list[str] = field(
+        default_factory=list, metadata=bounds(distinct=True)
+    )  # columns kept beside each prediction, for metrics that need them
     metrics: list[str] = field(
         default_factory=lambda: ["vqa_accuracy", "exact_match", "bleu", "rouge"],
         metadata=bounds(distinct=True, fewest=1),
@@ -135,7 +141,7 @@ class LabelMasking:
 
 
 def _vqa_messages() -> list[Message]:
-    question = [Part(text="{system_prompt}"), Part(type="image"), Part(text="{question}")]
+    question = [Part(type="image"), Part(text="{prompt}")]
     return [Message("user", question), Message("assistant", [Part(text="{answer}")])]
 
 
@@ -187,7 +193,7 @@ class VideoProcessing:
 class Collator:
     """How an example becomes tokens."""
 
-    system_prompt: str = text("Answer briefly.")
+    system_prompt: str = text("${dataset.instruction}")  # what {system_prompt} says; set here it goes before the data's
     messages: list[Message] = field(default_factory=_vqa_messages)
     max_length: int = count(2048)  # tokens, media included
     overlong: str = "error"  # error | drop | shorten_text | shrink_image

@@ -30,7 +30,7 @@ from vlmexp.checks import checked
 from vlmexp.config import Config, schema_node, train_extras
 from vlmexp.data.sources import find_source
 from vlmexp.errors import UserError, unknown, without_advice
-from vlmexp.evaluation.score import metric_names
+from vlmexp.evaluation.lookup import metric_names
 from vlmexp.files import read_json
 from vlmexp.interruption import Preempted, back_to_the_queue, keep_exit_code
 from vlmexp.runs import Run, where_it_is

@@ -13,7 +13,8 @@ from transformers import ProcessorMixin
 
 from vlmexp.collator.batch import Collator, Masking
 from vlmexp.collator.media import MediaOptions
-from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate
+from vlmexp.collator.messages import ChatMessage, message_part
+from vlmexp.collator.prompt import PromptTemplate
 from vlmexp.collator.remarks import remarks
 from vlmexp.config import Config, PeftExtras, library_options, peft_extras, used_columns
 from vlmexp.data.example import prompt_fields
@@ -66,9 +67,14 @@ def media_options(config: Config) -> MediaOptions:
 def build_collator(config: Config, processor: ProcessorMixin, share_images: bool = False) -> Collator:
     """The collator of the config around a processor."""
     messages = [
-        ChatMessage(message.role, tuple(MessagePart(part.type, part.text or "") for part in message.content))
+        ChatMessage(
+            message.role,
+            tuple(message_part(part.type, part.text or "", config.dataset.prompt) for part in message.content),
+        )
         for message in config.collator.messages
     ]
+    # Where the user has not said what to say, rows without choices have an instruction of their own.
+    is_own = config.collator.system_prompt != config.dataset.instruction
     roles = prompt_fields(used_columns(config))
     masking = config.collator.label_masking
     return Collator(
@@ -82,6 +88,7 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
             config.collator.template_options,
             config.collator.answer_follows,
             config.model.end_of_turn,
+            None if is_own else config.dataset.open_instruction,
         ),
         masking=Masking(
             pad=masking.mask_pad_token,

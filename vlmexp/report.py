@@ -13,19 +13,46 @@ from vlmexp.screen import Screen
 
 LABELS = {
     "vqa_accuracy": "VQA accuracy",
+    "vqa_accuracy_2015": "VQA accuracy (2015)",
     "exact_match": "exact match",
     "anls": "ANLS",
     "relaxed_accuracy": "relaxed accuracy",
     "token_f1": "token F1",
     "multiple_choice_accuracy": "multiple choice",
+    "gqa_accuracy": "GQA accuracy",
+    "ai2d_accuracy": "AI2D accuracy",
+    "scienceqa_accuracy": "ScienceQA accuracy",
+    "seedbench_accuracy": "SEED-Bench accuracy",
+    "realworldqa_accuracy": "RealWorldQA accuracy",
+    "ocrbench_accuracy": "OCRBench accuracy",
+    "mmmu_accuracy": "MMMU accuracy",
+    "mmmu_unread": "no letter read",
+    "mmstar_average": "MMStar average",
+    "mmstar_accuracy": "MMStar accuracy",
+    "mmbench_circular": "MMBench circular",
+    "mmbench_accuracy": "MMBench single rows",
+    "pope_accuracy": "POPE accuracy",
+    "pope_precision": "POPE precision",
+    "pope_recall": "POPE recall",
+    "pope_f1_score": "POPE F1",
+    "pope_yes_ratio": "yes among answers",
+    "pope_yes_said": "yes among predictions",
+    "mme_accuracy": "MME accuracy",
+    "mme_perception_score": "MME perception",
+    "mme_cognition_score": "MME cognition",
     "cider": "CIDEr",
+    "coco_bleu1": "BLEU-1 (COCO)",
+    "coco_bleu2": "BLEU-2 (COCO)",
+    "coco_bleu3": "BLEU-3 (COCO)",
+    "coco_bleu4": "BLEU-4 (COCO)",
+    "coco_rougeL": "ROUGE-L (COCO)",
     "bleu": "BLEU",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
 }
 LOSSES = ("eval_loss", "loss")
-UNBOUNDED = ("cider", *LOSSES)  # never in percent
+UNBOUNDED = ("cider", "mme_perception_score", "mme_cognition_score", *LOSSES)  # never in percent
 NONE = "\N{EN DASH}"  # where there is no value
 BLIND_LABELS = {"shuffle": "other images", "blank": "white images"}
 
@@ -55,12 +82,24 @@ def told_answers(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
     undefined = dict.fromkeys(item for result in columns.values() for item in result.get("undefined", {}).items())
     told = [f"{LABELS.get(metric, metric)} {NONE}: {reason}" for metric, reason in undefined]
     for name, result in columns.items():
+        told += official_in_words(name, result["metrics"])
         blind = result.get("blind") or {}
         for part, found in ((name, result), (BLIND_LABELS.get(blind.get("images", "")), blind)):
             if cut := found.get("cut"):
                 limit = result["generation"]["max_new_tokens"]
                 told.append(f"{part}: {cut:,} of {found['n']:,} answers were cut at {limit:,} tokens, without an end")
     return told
+
+
+def official_in_words(name: str, metrics: Mapping[str, float | None]) -> list[str]:
+    """By how much the official VQA accuracy of 2015 differs from today's, if it does."""
+    now, then = metrics.get("vqa_accuracy"), metrics.get("vqa_accuracy_2015")
+    if now is None or then is None or now == then:
+        return []
+    return [
+        f"{name}: VQA accuracy is {100 * (now - then):+.2f} points from that of 2015, which normalises texts only "
+        "where the annotators disagree"
+    ]
 
 
 def print_paths(paths: Mapping[str, Path]) -> None:

@@ -15,7 +15,7 @@ from vlmexp.evaluation.stage import eval_base
 from vlmexp.parts import build_collator, note_texts
 from vlmexp.runs import Run
 
-HEAD = "<|im_start|>user\nAnswer briefly.<|vision_start|><|image_pad|>*16<|vision_end|>is it red?<|im_end|>\n"
+HEAD = "<|im_start|>user\n<|vision_start|><|image_pad|>*16<|vision_end|>is it red?\nAnswer briefly.<|im_end|>\n"
 ROLE = "<|im_start|>assistant\n"
 CLOSED = "<think>\n\n</think>\n\n"
 
@@ -124,7 +124,11 @@ TWICE = f"collator.messages=[{USER}, {{role: user, content: [{{text: more}}]}}, 
         (ALTERNATING + QWEN_TEMPLATE, [TWICE], r"a conversation of user, user \(Roles must alternate\): change"),
         (PLAIN, [], r"as one text and not as parts, .* model.processor_kwargs.chat_template='...'"),
         (PRINTED, [], r"as one text and not as parts, which media need \(it leaves out the text of the user\)"),
-        (FIRST_ONLY, [], r"leaves out the text of the user"),
+        (
+            FIRST_ONLY,
+            ["collator.messages.0.content=[{text: a}, {text: '{question}'}]"],
+            r"leaves out the text of the user",
+        ),
         ("{{ messages[0]['content'] + 1 }}", [], r"does not take a conversation of user \("),
         ("{% if %}", [], r"does not take a conversation of user \("),
         (None, ["collator.template_options={enable_thinkin: false}"], r"enable_thinkin: .* reads no such variable"),
@@ -132,7 +136,7 @@ TWICE = f"collator.messages=[{USER}, {{role: user, content: [{{text: more}}]}}, 
         (None, ["collator.system_prompt='a <image>'"], r"system_prompt: 'a <image>' holds <image>, and only marks"),
         (
             None,
-            ["collator.messages.0.content.2.text='<image 1> {question}'"],
+            ["collator.messages.0.content.1.text='<image 1> {question}'"],
             r"messages: .* holds <image 1>, and only",
         ),
     ],

@@ -11,7 +11,7 @@ from vlmexp.errors import UserError
 
 ROW = {"id": "0", "question": "which?", "answer": ["B"], "options": ["red", "<|im_end|>"]}
 COLUMNS = {"question": "question", "answer": "answer", "choices": "options"}
-TEXT = "collator.messages.0.content.2.text='{question} Choices: {choices}'"
+TEXT = "collator.messages.0.content.1.text='{question} Choices: {choices}'"
 
 
 def test_a_prompt_shows_the_choices_with_their_letters(make_collator):

@@ -21,8 +21,11 @@ def tokens_and_labels(processor, collator, item):
     ]
 
 
-HEAD = ["<|im_start|>", "user", "Ċ", "Answer", " briefly", ".", "<|vision_start|>"]
-TAIL = ["<|vision_end|>", "is", " it", " red", "?", "<|im_end|>", "<|im_start|>", "assistant", "Ċ"]
+HEAD = ["<|im_start|>", "user", "Ċ", "<|vision_start|>"]
+TAIL = [
+    "<|vision_end|>", "is", " it", " red", "?", "Ċ", "Answer", " briefly", ".", "<|im_end|>",
+    "<|im_start|>", "assistant", "Ċ",
+]  # fmt: skip
 
 
 def test_the_loss_is_on_the_answer_and_its_end(processor, make_collator, draw):
@@ -111,7 +114,7 @@ def test_a_text_is_only_text(text, processor, make_collator, draw):
 
 
 def test_the_mission_spelling_of_a_field(make_collator, draw, processor):
-    override = "collator.messages.0.content.2.text='Q: {question_column}'"
+    override = "collator.messages.0.content.1.text='Q: {question_column}'"
     batch = make_collator(override)([example("red?", "yes", draw("red"))])
     assert "Q: red?" in processor.tokenizer.decode(batch["input_ids"][0])
 

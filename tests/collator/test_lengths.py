@@ -31,7 +31,7 @@ def test_lengths_of_nothing(make_collator):
 
 
 def test_too_long_is_an_error_that_names_the_example(items, make_collator):
-    with pytest.raises(UserError, match=r"1 of 5 examples .* collator.max_length=52 .* 3, has 53"):
+    with pytest.raises(UserError, match=r"1 of 5 examples .* collator.max_length=52 .* 3, has 54"):
         fit(make_collator(), items, 52, "error")
 
 
@@ -75,4 +75,4 @@ def test_where_every_example_counts_it_is_kept_as_it_is(items, make_collator, dr
     assert (fitted.shortened, fitted.too_long, fitted.dropped) == (["3"], ["large"], [])
     assert len(fitted) == len(items) + 1
     assert fitted[len(items)] is large
-    assert max(fitted.lengths[:-1]) <= 52 < 1024 < fitted.lengths[-1] == fitted.media_lengths[-1] + 17
+    assert max(fitted.lengths[:-1]) <= 52 < 1024 < fitted.lengths[-1] == fitted.media_lengths[-1] + 18

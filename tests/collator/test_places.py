@@ -25,27 +25,30 @@ IN_FRONT, WITHIN = "<image>\nis it red?", "is <image 1>\nlike <image 2>?"
 # How a prompt shows one image in front of a question, and two within one; the answer's place is left out.
 PLACED = {
     "qwen2vl": (
-        "Answer briefly.<|vision_start|><|image_pad|><|vision_end|>\nis it red?<|im_end|>",
-        "Answer briefly. is <|vision_start|><|image_pad|><|vision_end|>\nlike "
-        "<|vision_start|><|image_pad|><|vision_end|>?<|im_end|>",
+        "<|vision_start|><|image_pad|><|vision_end|>\nis it red?\nAnswer briefly.<|im_end|>",
+        "is <|vision_start|><|image_pad|><|vision_end|>\nlike "
+        "<|vision_start|><|image_pad|><|vision_end|>?\nAnswer briefly.<|im_end|>",
     ),
     # Its template writes all images first: in front that is their place, and within they are written where they stand.
-    "llava15": ("USER: <image>\nAnswer briefly. is it red? A", "USER: Answer briefly. is <image>\nlike <image>? A"),
+    "llava15": ("USER: <image>\nis it red?\nAnswer briefly. A", "USER: is <image>\nlike <image>?\nAnswer briefly. A"),
     "llava_onevision": (
-        "user \nAnswer briefly.<image>\nis it red?<|im_end|>",
-        "user \nAnswer briefly.\nis <image>\nlike <image>\n?<|im_end|>",
+        "user <image>\nis it red?\nAnswer briefly.<|im_end|>",
+        "user \nis <image>\nlike <image>\n?\nAnswer briefly.<|im_end|>",
     ),
     # Its template writes a line break behind an image, which the text's own takes the place of.
     "internvl2": (
-        "Answer briefly.<IMG_CONTEXT>\nis it red?<|im_end|>",
-        "Answer briefly. is <IMG_CONTEXT>\nlike <IMG_CONTEXT>\n?<|im_end|>",
+        "<IMG_CONTEXT>\nis it red?\nAnswer briefly.<|im_end|>",
+        "is <IMG_CONTEXT>\nlike <IMG_CONTEXT>\n?\nAnswer briefly.<|im_end|>",
     ),
     "gemma3": (
-        "Answer briefly.<start_of_image>\nis it red?<end_of_turn>",
-        "Answer briefly. is <start_of_image>\nlike <start_of_image>?<end_of_turn>",
+        "<start_of_image>\nis it red?\nAnswer briefly.<end_of_turn>",
+        "is <start_of_image>\nlike <start_of_image>?\nAnswer briefly.<end_of_turn>",
     ),
-    "smolvlm": ("Answer briefly.<image>\nis it red?<end", "Answer briefly. is <image>\nlike <image>?<end"),
-    "phi3vision": ("briefly.<|image|>\nis it red?<|end|>", "briefly. is <|image|>\nlike <|image|>\n?<|end|>"),
+    "smolvlm": ("<image>\nis it red?\nAnswer briefly.<end", "is <image>\nlike <image>?\nAnswer briefly.<end"),
+    "phi3vision": (
+        "<|image|>\nis it red?\nAnswer briefly.<|end|>",
+        "is <|image|>\nlike <|image|>\n?\nAnswer briefly.<|end|>",
+    ),
     # A prefix has its images in front, whatever the question says.
     "paligemma": (
         "<image><bos>answer en is it red?\n",
@@ -135,8 +138,8 @@ def test_a_video_has_a_place_too(compose, photos):
     )
     item = dataclasses.replace(example("as in <image>: <video>?", "no", photos[0]), videos=(clip("bikes"),))
     assert (
-        "Answer briefly. as in <|vision_start|><|image_pad|><|vision_end|>: "
-        "<|vision_start|><|video_pad|><|vision_end|>?<|im_end|>"
+        "as in <|vision_start|><|image_pad|><|vision_end|>: "
+        "<|vision_start|><|video_pad|><|vision_end|>?\nAnswer briefly.<|im_end|>"
     ) in collator.template.prompt(item).text
     assert token_lengths(collator, [item], with_answer=True) == [collator([item])["input_ids"].shape[1]]
 

@@ -20,7 +20,8 @@ COLUMNS = {"image": "picture", "question": "query", "answer": "response"}
 COLLATORS = {
     "nothing": [],
     "the system prompt": ["collator.system_prompt=Say it."],
-    "the messages": ["collator.messages.0.content.2.text='{question}?'"],
+    "the data set's prompt": ["dataset.prompt=['{question}', ' {system_prompt}']"],
+    "the messages": ["collator.messages.0.content.1.text='{question}?'"],
     "the answer's text": ["collator.messages.1.content.0.text='It is {answer}'"],
     "the end of a turn": ["model.end_of_turn='<|endoftext|>'"],
     "the size of images": ["collator.image_processing.max_size=32"],
@@ -29,7 +30,7 @@ COLLATORS = {
     "their sampling": ["collator.video_processing.frame_extraction.sampling_strategy=fps"],
     "frames a second": ["collator.video_processing.frame_extraction.fps=2"],
     "the duration": ["collator.video_processing.file_processing.max_duration=3"],
-    "the style": ["model.prompt_style=prefix", "collator.messages.0.content.0.text='{system_prompt} '"],
+    "the style": ["model.prompt_style=prefix", "collator.messages.0.content.1.text='{prompt} '"],
 }
 
 

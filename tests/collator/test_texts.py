@@ -115,13 +115,13 @@ def test_what_a_model_says_is_told_as_it_was_taught(share_images, make_collator,
     assert answers == [f"{said[1:]} {options}"] * 2
 
 
-# What is read where texts meet, after the image or without one.
+# What is read where texts meet, after the image or without one, with messages of one's own.
+TEXTS_MEET = "collator.messages.0.content=[{text: '{system_prompt}'},{type: image},{text: '{question}'}]"
 MET = {
     "qwen2vl": ("Answer briefly.<|vision_start|><|image_pad|><|vision_end|>is it?", "Answer briefly. is it?"),
     "llava15": ("USER: <image>\nAnswer briefly. is it? ASS", "USER: Answer briefly. is it? ASS"),
     "llava_onevision": ("user \nAnswer briefly.<image>\nis it?", "user \nAnswer briefly.\nis it?"),
     "internvl2": ("Answer briefly.<IMG_CONTEXT>\nis it?", "Answer briefly. is it?"),
-    "paligemma": ("<image><bos>answer en is it?\n", "<bos>answer en is it?\n"),
     "gemma3": ("Answer briefly.<start_of_image>is it?", "user\nAnswer briefly. is it?"),
     "idefics3": ("User: Answer briefly.<image>is it?", "User: Answer briefly. is it?"),
     "phi3vision": ("<|user|>\nAnswer briefly.<|image|>\nis it?", "<|user|>\nAnswer briefly. is it?"),
@@ -138,7 +138,7 @@ IMAGES_FIRST = (
 
 @pytest.mark.parametrize("choice", MET)
 def test_words_are_not_glued(choice, photo, compose):
-    collator = build_collator(compose(f"model={choice}"), FAMILIES[choice]()[1])
+    collator = build_collator(compose(f"model={choice}", TEXTS_MEET), FAMILIES[choice]()[1])
     for text, images in zip(MET[choice], ((photo,), ()), strict=True):
         assert text in collator.template.prompt(example("is it?", "no", *images)).text
 
@@ -148,7 +148,7 @@ def test_a_template_that_joins_texts_without_a_space(photo, compose):
     processor.chat_template = IMAGES_FIRST
 
     def prompt(question: str, *overrides: str) -> str:
-        collator = build_collator(compose("model=llava_next", *overrides), processor)
+        collator = build_collator(compose("model=llava_next", TEXTS_MEET, *overrides), processor)
         return collator.template.prompt(example(question, "no", photo)).text
 
     assert prompt("is it?") == "[INST] <image>\nAnswer briefly. is it? [/INST]"
@@ -193,7 +193,7 @@ def test_a_prefix_carries_no_loss(photo, compose):
 
 def test_a_control_text_over_two_fields_is_text(photo, compose):
     processor = FAMILIES["qwen2vl"]()[1]
-    text = "collator.messages.0.content.2.text='{question}{hint}'"
+    text = "collator.messages.0.content.1.text='{question}{hint}'"
     collator = build_collator(compose("model=qwen2vl", "dataset.columns.hint=hint", text), processor)
     item = example("<|im_", "no", photo)
     item = dataclasses.replace(item, fields={**item.fields, "hint": "end|>"})

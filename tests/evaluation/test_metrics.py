@@ -10,8 +10,10 @@ from rouge_score.rouge_scorer import RougeScorer
 from vlmexp.errors import UserError
 from vlmexp.evaluation.cider import cider
 from vlmexp.evaluation.intervals import bootstrap_interval
+from vlmexp.evaluation.lookup import corpus_metric, example_metric, metric_names
 from vlmexp.evaluation.metrics import (
     METRICS,
+    VALUES,
     anls,
     bleu,
     corpus_bleu,
@@ -22,19 +24,33 @@ from vlmexp.evaluation.metrics import (
     rouge,
     token_f1,
     vqa_accuracy,
+    vqa_accuracy_2015,
 )  # fmt: skip
 from vlmexp.evaluation.modules import module
-from vlmexp.evaluation.score import find_metric, metric_names, score_examples, summarise
+from vlmexp.evaluation.row import Row
+from vlmexp.evaluation.score import score_examples, summarise
 
-GOLDEN = [json.loads(line) for line in (Path(__file__).parent.parent / "golden" / "vqa_accuracy.jsonl").open()]
+FOLDER = Path(__file__).parent.parent / "golden"
+GOLDEN = [
+    json.loads(line)
+    for path in (FOLDER / "vqa_accuracy.jsonl", FOLDER / "benchmarks" / "vqa_rules_extra.jsonl")
+    for line in path.open()
+]
+
+
+def rows(answers, metadata=None, ids=None):
+    """Rows of accepted answers, with what is known of each beside them."""
+    known = zip(answers, metadata or [{}] * len(answers), ids or map(str, range(len(answers))), strict=True)
+    return [Row(answers=tuple(given), metadata=data, id=name) for given, data, name in known]
 
 
 def test_vqa_accuracy_is_the_official_one():
-    assert len(GOLDEN) == 300
+    assert len(GOLDEN) == 420
     for case in GOLDEN:
-        assert vqa_accuracy(case["prediction"], case["answers"]) == pytest.approx(
-            case["official_accuracy"], abs=1e-9
-        ), case
+        of = case["prediction"], case["answers"]
+        assert vqa_accuracy_2015(*of) == pytest.approx(case["official_accuracy"], abs=1e-9), case
+        if len(case["answers"]) > 1:  # a single answer counts as that of all annotators
+            assert vqa_accuracy(*of) == pytest.approx(case["evalai"], abs=1e-9), case
 
 
 @pytest.mark.parametrize(
@@ -44,18 +60,26 @@ def test_vqa_accuracy_is_the_official_one():
         ("red", ["red"] * 3 + ["blue"] * 7, 0.9),  # leaving out one of the three: 2/3, seven times of the others: 1
         ("red", ["red"] + ["blue"] * 9, 0.3),
         ("Red.", ["red"] * 9 + ["blue"], 1.0),
-        ("Red", ["red"] * 10, 0.0),  # the official code normalises only where annotators disagree
+        ("Red", ["red"] * 10, 1.0),
         ("two", ["2"] * 9 + ["3"], 1.0),
         ("a cat", ["the cat"] * 9 + ["dog"], 1.0),
         ("dont", ["don't"] * 9 + ["no"], 1.0),
         ("1,000", ["1000"] * 9 + ["2"], 1.0),
         ("", ["x"] * 10, 0.0),
-        ("red", ["red"], 0.0),
+        ("Red.", ["red"], 1.0),  # a single answer counts as that of all ten
+        ("red", ["blue"], 0.0),
+        ("red", ["red"] * 2, 1 / 3),
         ("red", [], 0.0),
     ],
 )
 def test_vqa_accuracy_by_hand(prediction, answers, expected):
     assert vqa_accuracy(prediction, answers) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_official_code_of_2015_normalises_only_where_annotators_disagree():
+    assert vqa_accuracy_2015("Yes", ["yes"] * 10) == 0.0
+    assert vqa_accuracy_2015("Yes", ["yes"] * 9 + ["no"]) == pytest.approx(1.0)
+    assert vqa_accuracy_2015("yes", ["yes"]) == 0.0  # nothing is left when it is left out
 
 
 PREDICTIONS = ["a red circle on the left", "yes", "two dogs run", ""]
@@ -197,17 +221,17 @@ def test_the_interval_of_a_share_is_near_the_normal_one():
 
 
 def test_a_corpus_metric_alone_is_the_main_one():
-    scores, summary = summarise(PREDICTIONS, ANSWERS, [{}] * 4, ["cider", "vqa_accuracy"])
+    scores, summary = summarise(PREDICTIONS, rows(ANSWERS), ["cider", "vqa_accuracy"])
     assert summary["main_metric"] == "cider"
     assert summary["metrics"]["cider"] == pytest.approx(corpus_cider(PREDICTIONS, ANSWERS), abs=1e-9)
     assert summary["intervals"].keys() == {"vqa_accuracy"}
     assert scores[1] == {"vqa_accuracy": 1.0}
-    _, summary = summarise(PREDICTIONS, ANSWERS, [{}] * 4, ["cider"])
+    _, summary = summarise(PREDICTIONS, rows(ANSWERS), ["cider"])
     assert summary["metrics"].keys() == {"cider"}
 
 
 def test_other_metrics_get_the_answers_as_they_are():
-    _, summary = summarise(["abc"], [["x"]], [{}], ["tests.evaluation.test_metrics.count_answers"])
+    _, summary = summarise(["abc"], rows([["x"]]), ["tests.evaluation.test_metrics.count_answers"])
     assert summary["metrics"] == {"count_answers": 1.0}
 
 
@@ -215,21 +239,24 @@ def count_answers(prediction: str, answers: list[str]) -> float:
     return float(len(answers))
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in VALUES or name == "rouge"])
 def test_the_evaluate_module_gives_the_same(name):
     found = module(name).compute(predictions=PREDICTIONS, references=ANSWERS)
     if name == "bleu":
         assert found == {"bleu": corpus_bleu(PREDICTIONS, ANSWERS)}
         assert module("bleu").compute(predictions=["yes"], references=[["yes"]]) == {"bleu": None}
         return
-    values = [METRICS[name](p, a) for p, a in zip(PREDICTIONS, ANSWERS, strict=True)]
+    took_row = [(p, a, Row(answers=tuple(a))) for p, a in zip(PREDICTIONS, ANSWERS, strict=True)]
+    values = [METRICS[name](*of[: 3 if name == "ocrbench_accuracy" else 2]) for of in took_row]
     rows = [value if isinstance(value, dict) else {name: value} for value in values]
     assert found == {key: sum(row[key] for row in rows) / 4 for key in rows[0]}
 
 
 def test_the_summary_counts_what_it_stands_on():
     metadata = [{"answer_type": t} for t in ("yes/no", "open", "open")]
-    scores, summary = summarise(["yes", "red", "blue"], [["yes"], ["red"], ["red"]], metadata, ["vqa_accuracy"])
+    scores, summary = summarise(
+        ["yes", "red", "blue"], rows([["yes"], ["red"], ["red"]], metadata), ["vqa_accuracy"], ["answer_type"]
+    )
     assert summary["n"] == 3
     assert summary["metrics"]["vqa_accuracy"] == pytest.approx(2 / 3)
     by = summary["by"]["answer_type"]
@@ -239,13 +266,14 @@ def test_the_summary_counts_what_it_stands_on():
 
 
 def test_a_metric_by_its_dotted_path():
-    assert find_metric("tests.evaluation.test_metrics.length")("abc", []) == 3.0
-    _, summary = summarise(["abc"], [["x"]], [{}], ["tests.evaluation.test_metrics.length"])
+    assert example_metric("tests.evaluation.test_metrics.length")("abc", []) == 3.0
+    assert corpus_metric("tests.evaluation.test_metrics.length") is None
+    _, summary = summarise(["abc"], rows([["x"]]), ["tests.evaluation.test_metrics.length"])
     assert summary["metrics"] == {"length": 3.0}
     with pytest.raises(UserError, match="did you mean 'rouge'"):
-        find_metric("roge")
+        example_metric("roge")
     with pytest.raises(UserError, match="cannot be imported"):
-        find_metric("tests.nothing.here")
+        example_metric("tests.nothing.here")
 
 
 def length(prediction: str, answers: list[str]) -> float:
@@ -291,7 +319,7 @@ def test_two_values_of_one_name_are_refused(metrics, both):
 def test_numbers_of_any_library_are_numbers():
     metrics = [f"{ODD}.numpy_scalar", f"{ODD}.numpy_array", f"{ODD}.boolean", f"{ODD}.length"]
     assert metric_names(metrics) == ["numpy_scalar", "numpy_array", "boolean", "length"]
-    (row,) = score_examples(["ab"], [["ab"]], metrics)
+    (row,) = score_examples(["ab"], rows([["ab"]]), metrics)
     assert row == {"numpy_scalar": 0.5, "numpy_array": 0.25, "boolean": 1.0, "length": 2.0}
     assert {type(value) for value in row.values()} == {float}
 
@@ -307,14 +335,14 @@ def test_numbers_of_any_library_are_numbers():
 def test_what_goes_wrong_later_names_metric_and_example(name, message):
     assert metric_names([f"{ODD}.{name}"])
     with pytest.raises(UserError, match=message):
-        summarise(["", "red"], [["a"], ["b"]], [{}] * 2, [f"{ODD}.{name}"], ["test-3", "test-17"])
+        summarise(["", "red"], rows([["a"], ["b"]], ids=["test-3", "test-17"]), [f"{ODD}.{name}"])
 
 
 def test_a_prediction_without_an_answer_is_wrong():
     assert corpus_bleu(["a b", "x"], [["a b"], []]) == 0.0
     assert corpus_bleu(["the cat sat on the mat", "x"], [["the cat sat on the mat"], []]) == pytest.approx(0.96219546)
     assert corpus_bleu(["x"], [[]]) == corpus_bleu([], []) == 0.0
-    _, summary = summarise(["yes", "x"], [["yes"], []], [{}] * 2, [*METRICS, "cider"])
+    _, summary = summarise(["yes", "x"], rows([["yes"], []]), ["vqa_accuracy", "rouge", "anls", "bleu", "cider"])
     assert summary["metrics"]["vqa_accuracy"] == summary["metrics"]["rouge1"] == summary["metrics"]["anls"] == 0.5
 
 
@@ -336,7 +364,7 @@ NEITHER = {"bleu": "fewer than four words", "rouge2": "fewer than two words"}
 )  # fmt: skip
 def test_what_short_texts_cannot_have_is_no_number(predictions, answers, undefined):
     kinds = [{"kind": str(index)} for index in range(len(answers))]
-    _, summary = summarise(predictions, answers, kinds, ["exact_match", "bleu", "rouge"])
+    _, summary = summarise(predictions, rows(answers, kinds), ["exact_match", "bleu", "rouge"], ["kind"])
     assert summary.get("undefined", {}) == undefined
     assert {name for name, value in summary["metrics"].items() if value is None} == undefined.keys()
     assert summary["intervals"].keys() == {"exact_match", "rouge1", "rouge2", "rougeL"} - undefined.keys()
@@ -347,7 +375,7 @@ def test_what_short_texts_cannot_have_is_no_number(predictions, answers, undefin
 
 def test_only_the_official_values_can_be_missing():
     own = "tests.evaluation.odd_metrics.by_kind"  # gives a value named bleu
-    _, summary = summarise(["yes"], [["yes"]], [{}], [own])
+    _, summary = summarise(["yes"], rows([["yes"]]), [own])
     assert summary["metrics"]["bleu"] is not None
     assert "undefined" not in summary
     assert "bleu_tokenizer" not in summary

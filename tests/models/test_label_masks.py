@@ -16,51 +16,51 @@ from vlmexp.parts import build_collator
 # The tokens as text, the trained ones in brackets.
 ANSWERED = {
     "qwen2vl": (
-        "<|im_start|>user\nAnswer briefly.<|vision_start|><|image_pad|>*6<|vision_end|>is it red?<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|>*6<|vision_end|>is it red?\nAnswer briefly.<|im_end|>\n"
         "<|im_start|>assistant\n[y][es][<|im_end|>]"
     ),
     "qwen25vl": (
-        "<|im_start|>user\nAnswer briefly.<|vision_start|><|image_pad|>*6<|vision_end|>is it red?<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|>*6<|vision_end|>is it red?\nAnswer briefly.<|im_end|>\n"
         "<|im_start|>assistant\n[y][es][<|im_end|>]"
     ),
     "qwen3vl": (
-        "<|im_start|>user\nAnswer briefly.<|vision_start|><|image_pad|>*6<|vision_end|>is it red?<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|>*6<|vision_end|>is it red?\nAnswer briefly.<|im_end|>\n"
         "<|im_start|>assistant\n[y][es][<|im_end|>]"
     ),
-    "llava15": ("<s>USER: <image>*4\nAnswer briefly. is it red? ASSISTANT:[ ][y][es][</s>]"),
-    "llava_next": "<s>[INST] <image>*14\nAnswer briefly. is it red? [/INST][ ][y][es][</s>]",
+    "llava15": ("<s>USER: <image>*4\nis it red?\nAnswer briefly. ASSISTANT:[ ][y][es][</s>]"),
+    "llava_next": "<s>[INST] <image>*14\nis it red?\nAnswer briefly. [/INST][ ][y][es][</s>]",
     "llava_onevision": (
-        "<|im_start|>user \nAnswer briefly.<image>*14\nis it red?<|im_end|><|im_start|>assistant\n[y][es][<|im_end|>]"
+        "<|im_start|>user <image>*14\nis it red?\nAnswer briefly.<|im_end|><|im_start|>assistant\n[y][es][<|im_end|>]"
     ),
     "internvl2": (
-        "<|im_start|>user\nAnswer briefly.<img><IMG_CONTEXT>*20</img>\nis it red?<|im_end|>\n"
+        "<|im_start|>user\n<img><IMG_CONTEXT>*20</img>\nis it red?\nAnswer briefly.<|im_end|>\n"
         "<|im_start|>assistant\n[y][es][<|im_end|>]"
     ),
     "internvl3": (
-        "<|im_start|>user\nAnswer briefly.<img><IMG_CONTEXT>*20</img>\nis it red?<|im_end|>\n"
+        "<|im_start|>user\n<img><IMG_CONTEXT>*20</img>\nis it red?\nAnswer briefly.<|im_end|>\n"
         "<|im_start|>assistant\n[y][es][<|im_end|>]"
     ),
     "paligemma": ("<image>*4<bos>answer en is it red?\n[y][es][<eos>]"),
     "paligemma2": ("<image>*4<bos>answer en is it red?\n[y][es][<eos>]"),
     "gemma3": (
-        "<bos><start_of_turn>user\nAnswer briefly.\n\n<start_of_image><image_soft_token>*4<end_of_image>\n\n"
-        "is it red?<end_of_turn>\n<start_of_turn>model\n[y][es][<end_of_turn>]"
+        "<bos><start_of_turn>user\n\n\n<start_of_image><image_soft_token>*4<end_of_image>\n\n"
+        "is it red?\nAnswer briefly.<end_of_turn>\n<start_of_turn>model\n[y][es][<end_of_turn>]"
     ),
     "idefics3": (
-        "<|im_start|>User: Answer briefly.<fake_token_around_image><row_1_col_1><image>*4"
+        "<|im_start|>User:<fake_token_around_image><row_1_col_1><image>*4"
         "<fake_token_around_image><row_1_col_2><image>*4\n"
         "<fake_token_around_image><row_2_col_1><image>*4<fake_token_around_image><row_2_col_2><image>*4\n\n"
-        "<fake_token_around_image><global-img><image>*4<fake_token_around_image>is it red?<end_of_utterance>\n"
-        "Assistant:[ ][y][es][<end_of_utterance>]"
+        "<fake_token_around_image><global-img><image>*4<fake_token_around_image>is it red?\n"
+        "Answer briefly.<end_of_utterance>\nAssistant:[ ][y][es][<end_of_utterance>]"
     ),
     "smolvlm": (
-        "<|im_start|>User: Answer briefly.<fake_token_around_image><row_1_col_1><image>*4"
+        "<|im_start|>User:<fake_token_around_image><row_1_col_1><image>*4"
         "<fake_token_around_image><row_1_col_2><image>*4\n"
         "<fake_token_around_image><row_2_col_1><image>*4<fake_token_around_image><row_2_col_2><image>*4\n\n"
-        "<fake_token_around_image><global-img><image>*4<fake_token_around_image>is it red?<end_of_utterance>\n"
-        "Assistant:[ ][y][es][<end_of_utterance>]"
+        "<fake_token_around_image><global-img><image>*4<fake_token_around_image>is it red?\n"
+        "Answer briefly.<end_of_utterance>\nAssistant:[ ][y][es][<end_of_utterance>]"
     ),
-    "phi3vision": ("<s><|user|>\nAnswer briefly.<|image|>*27<s>\nis it red?<|end|>\n<|assistant|>\n[y][es][<|end|>]"),
+    "phi3vision": ("<s><|user|>\n<|image|>*27<s>\nis it red?\nAnswer briefly.<|end|>\n<|assistant|>\n[y][es][<|end|>]"),
 }
 
 HOSTILE = (
@@ -88,8 +88,9 @@ def test_the_answer_and_its_end_are_trained(family, photo, compose):
 
 
 FULL = (
-    "[<|im_start|>][u][s][er][\n][A][n][s][w][er][ b][ri][ef][l][y][.][<|vision_start|>]<|image_pad|>*6"
-    "[<|vision_end|>][i][s][ i][t][ re][d][?][<|im_end|>][\n][<|im_start|>][a][s][s][ist][an][t][\n][y][es][<|im_end|>]"
+    "[<|im_start|>][u][s][er][\n][<|vision_start|>]<|image_pad|>*6"
+    "[<|vision_end|>][i][s][ i][t][ re][d][?][\n][A][n][s][w][er][ b][ri][ef][l][y][.]"
+    "[<|im_end|>][\n][<|im_start|>][a][s][s][ist][an][t][\n][y][es][<|im_end|>]"
 )
 
 

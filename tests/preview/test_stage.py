@@ -69,7 +69,7 @@ def test_what_is_trained_in_words(quarters, show):
     full, _ = show(*files(quarters), "collator=vqa_full", directory="full")
     card = next(card for card in full["cards"] if card["title"] == "train-0")
     (text,) = trained_texts(card)
-    assert text.startswith("<|im_start|>user\nAnswer briefly.<|vision_start|><|vision_end|>what is")
+    assert text.startswith("<|im_start|>user\n<|vision_start|><|vision_end|>what is")
     assert text.endswith("red<|im_end|>")
     assert record["result"] == {
         "counted": 2,
@@ -118,7 +118,7 @@ def test_what_the_overlong_policy_will_hit(overlong, fate, trained, quarters, sh
     content, record = show(*given, "collator.max_length=80", f"collator.overlong={overlong}", "preview.ids=[train-1]")
     ((name, tokens, media),) = content["worst"]
     assert name == "train-1"
-    assert (tokens, media) == (109, 53)
+    assert (tokens, media) == (110, 53)
     assert content["policy"].startswith("1 of 2 counted examples is longer than collator.max_length=80; ")
     (card,) = content["cards"]
     (question,) = [question for question in card["questions"] if question["id"] == "train-1"]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.training.test_train import losses, weights
 from vlmexp.errors import UserError
-from vlmexp.evaluation.score import metric_names
+from vlmexp.evaluation.lookup import metric_names
 from vlmexp.evaluation.stage import eval_finetuned
 from vlmexp.files import read_json, read_jsonl
 from vlmexp.runs import Run

@@ -66,10 +66,13 @@ def check_together(config: Config) -> None:
             raise UserError(f"dataset.columns.{role} is not set: name the column that holds each example's {role}.")
     _check_columns(config)
     asked = used_columns(config).keys() - {"answer", "choices", "messages", *MEDIA}
-    for column in config.dataset.metadata:
+    for option, column in [
+        *(("metadata", column) for column in config.dataset.metadata),
+        *(("kept", column) for column in config.dataset.kept),
+    ]:
         if column in PREDICTION or column in asked:
             raise UserError(
-                f"dataset.metadata=[{column}]: in the predictions {column!r} is the name of something else; rename the "
+                f"dataset.{option}=[{column}]: in the predictions {column!r} is the name of something else; rename the "
                 "column, or leave it out."
             )
     _check_messages(config, has_conversations)

@@ -65,6 +65,7 @@ class PromptTemplate:
         options: variables of the chat template.
         answer_follows: finished_turn or generation_prompt, see vlmexp.collator.answer.opened.
         end_of_turn: a text that ends an answer, beside those that the processor knows.
+        open_instruction: the value of `{system_prompt}` for examples without choices; None: `system_prompt`.
 
     Attributes:
         control: the texts that no field may hold.
@@ -87,13 +88,14 @@ class PromptTemplate:
         options: Mapping[str, Any] | None = None,
         answer_follows: str = FINISHED_TURN,
         end_of_turn: str | None = None,
+        open_instruction: str | None = None,
     ) -> None:
         self.processor: Any = processor
         self.is_prefix = style == "prefix"
         self.messages = messages
-        self.system_prompt = system_prompt
+        self.system_prompt, self.open_instruction = system_prompt, open_instruction
         self.options, self.answer_follows = dict(options or {}), answer_follows
-        check_media(messages, system_prompt, placeholders(processor))
+        check_media(messages, [system_prompt, open_instruction or ""], placeholders(processor))
         check_fields(messages, roles)
         self.has_conversation = messages[-1].role == "conversation"
         turns = sum(message.role == "assistant" for message in messages)
@@ -114,6 +116,8 @@ class PromptTemplate:
         named = [(message.role, name) for message in messages for p in message.parts for name in field_names(p.text)]
         self.shown_fields = tuple(dict.fromkeys(name for _, name in named))
         self.places_marks = not self.is_prefix and ("user", "question") in named
+        optional = [name for m in messages for p in m.parts for piece in p.pieces for name in field_names(piece)]
+        self._optional = frozenset(optional)
         self._behind_medium = re.compile(f"(?:{placeholders(processor).pattern or '(?!)'})(\\s+)$")
         self._rendered: dict[tuple[Any, ...], str] = {}
         self._keeps_order, self.answer_form = True, AnswerForm()
@@ -154,10 +158,12 @@ class PromptTemplate:
 
     def _prompt(self, fields: Mapping[str, str], images: int, videos: int, turns: Sequence[Turn]) -> Prompt:
         parts = () if turns else self.question(fields, images, videos)
-        rendered = self._template(images, videos, tuple(kind for kind, _ in parts), turns)
+        said_here = self._values(fields)
+        absent = frozenset(name for name in self._optional if not said_here.get(name, "").strip())
+        rendered = self._template(images, videos, tuple(kind for kind, _ in parts), turns, absent)
         spoken = {name: text for i, turn in enumerate(turns) for name, text in _texts(turn, i).items()}
         asked = {f"question_{number}": text for number, (kind, text) in enumerate(parts) if kind == "text"}
-        values = {**fields, "system_prompt": self.system_prompt, **spoken, **asked}
+        values = {**said_here, **spoken, **asked}
         join = self.control.joined
         text, said, end, begin = "", list[tuple[int, int]](), 0, 0
         start, seam, is_glued = 0, -1, False  # of a message's text, and whether it follows another one immediately
@@ -198,7 +204,7 @@ class PromptTemplate:
         """The text that the model should say."""
         if self.has_conversation:
             return self.plain(answer)
-        values = {**fields, "system_prompt": self.system_prompt, "answer": answer}
+        values = {**self._values(fields), "answer": answer}
         text = ""
         for part in self.messages[-1].parts:
             pieces = FIELD.split(part.text)  # the text before a field, its name, the text behind it, ...
@@ -233,25 +239,36 @@ class PromptTemplate:
         """Render once: what the template does not take shows before there are data."""
         kinds = {part.type for m in self.messages[:-1] if not any(p.text for p in m.parts) for part in m.parts}
         turns = (Turn("user", (("text", "?"),)),) if self.has_conversation else ()
-        self._template(int("image" in kinds), int("video" in kinds - {"image"}), ("text",), turns)
+        self._template(int("image" in kinds), int("video" in kinds - {"image"}), ("text",), turns, frozenset())
 
-    def _template(self, images: int, videos: int, layout: Sequence[str], turns: Sequence[Turn]) -> str:
+    def _values(self, fields: Mapping[str, str]) -> dict[str, str]:
+        """Name -> text of what messages may show of an example."""
+        is_open = self.open_instruction is not None and not fields.get("choices")
+        return {**fields, "system_prompt": str(self.open_instruction) if is_open else self.system_prompt}
+
+    def _template(
+        self, images: int, videos: int, layout: Sequence[str], turns: Sequence[Turn], absent: frozenset[str]
+    ) -> str:
         marked = tuple(_marked_turn(turn, number) for number, turn in enumerate(turns))
-        key = (images, videos, tuple(layout), marked)
+        key = (images, videos, tuple(layout), marked, absent)
         if key not in self._rendered:
             self._rendered[key] = (
-                self._prefix(images, layout) if self.is_prefix else self._chat(images, videos, layout, marked)
+                self._prefix(images, layout, absent)
+                if self.is_prefix
+                else self._chat(images, videos, layout, marked, absent)
             )
         return self._rendered[key]
 
-    def _prefix(self, images: int, layout: Sequence[str]) -> str:
+    def _prefix(self, images: int, layout: Sequence[str], absent: frozenset[str]) -> str:
         question = "".join(_field(f"question_{number}") for number, kind in enumerate(layout) if kind == "text")
         parts = [part for message in self.messages[:-1] for part in message.parts]
-        texts = [self._marked(part.text).replace(_field("question"), question) for part in parts]
+        texts = [self._marked(part.shown(absent)).replace(_field("question"), question) for part in parts]
         media = self.processor.image_token * images
         return media + self.processor.tokenizer.bos_token + " ".join(filter(None, texts)) + "\n"
 
-    def _chat(self, images: int, videos: int, layout: Sequence[str], turns: Sequence[Turn]) -> str:
+    def _chat(
+        self, images: int, videos: int, layout: Sequence[str], turns: Sequence[Turn], absent: frozenset[str]
+    ) -> str:
         unplaced = {"image": images - layout.count("image"), "video": videos - layout.count("video")}
         question = "".join(_PLACES.get(kind) or _field(f"question_{number}") for number, kind in enumerate(layout))
         own_system = any(turn.role == "system" for turn in turns)
@@ -262,7 +279,7 @@ class PromptTemplate:
                 if part.type in unplaced:
                     content += [{"type": part.type}] * unplaced[part.type]
                     continue
-                marked = self._marked(part.text)
+                marked = self._marked(part.shown(absent))
                 if message.role == "user" and _field("question") in marked:  # its media are shown once
                     marked, question = marked.replace(_field("question"), question, 1), _field("question")
                 content += self._parts(marked)

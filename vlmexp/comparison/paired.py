@@ -10,10 +10,14 @@ from typing import Any
 
 from vlmexp.comparison.rows import is_number
 from vlmexp.comparison.sheets import Sheet
-from vlmexp.comparison.significance import bootstrap_mean, sign_test
+from vlmexp.comparison.significance import sign_test
 from vlmexp.errors import UserError, closest
+from vlmexp.evaluation.intervals import numbered, resampled_mean
 from vlmexp.files import read_jsonl
 from vlmexp.report import is_share
+
+RESAMPLES = 10_000
+_EQUAL = 1e-9  # up to which two sums of scores are the same
 
 Prediction = Mapping[str, Any]  # a line of *_predictions.jsonl
 
@@ -23,9 +27,11 @@ class Pairing:
     """Two runs' scores on the examples that both answered.
 
     Attributes:
+        media: how many different media the examples are about; those about the same are not independent.
         gains: examples on which the second run scores higher; losses: lower; ties: the same.
-        p: of the exact sign test, which for scores of 0 and 1 is McNemar's.
-        low, high: the 95 % bootstrap interval of the difference of the means, second minus first.
+        p: of the exact sign test, which for scores of 0 and 1 is McNemar's; where media are shared, a medium on whose
+            examples the second run scores higher altogether is one gain, and one on which it scores lower one loss.
+        low, high: the 95 % bootstrap interval of the difference of the means, second minus first; media are drawn.
         flipped: the examples behind gains and losses, as pairs of predictions, gains first.
         alone: examples that only one of the two has.
         unlike: examples of the same id whose question or answers differ; they are left out.
@@ -33,6 +39,7 @@ class Pairing:
 
     metric: str
     n: int
+    media: int
     first: float
     second: float
     gains: int
@@ -90,15 +97,18 @@ def pair(first: Mapping[str, Prediction], second: Mapping[str, Prediction], metr
     steps = [b - a for a, b in zip(before, after, strict=True)]
     better = [index for index, step in enumerate(steps) if step > 0]
     worse = [index for index, step in enumerate(steps) if step < 0]
-    low, high = bootstrap_mean(steps, seed)
+    about = numbered([_media(a) for a, _ in pairs])
+    of_media = [math.fsum(found) for found in _grouped(steps, about)]
+    low, high = resampled_mean(steps, about, RESAMPLES, seed)
     return Pairing(
         metric=metric,
         n=len(pairs),
+        media=len(of_media),
         first=math.fsum(before) / len(pairs),
         second=math.fsum(after) / len(pairs),
         gains=len(better),
         losses=len(worse),
-        p=sign_test(len(better), len(worse)),
+        p=sign_test(sum(step > _EQUAL for step in of_media), sum(step < -_EQUAL for step in of_media)),
         low=low,
         high=high,
         flipped=[pairs[index] for index in [*better, *worse]],
@@ -115,6 +125,19 @@ def _prediction(row: Any) -> Prediction:
     if not all(map(is_number, row.get("scores", {}).values())):
         raise ValueError(f"{row['id']}: scores")
     return row  # type: ignore[no-any-return]
+
+
+def _media(prediction: Prediction) -> object:
+    """What a question is about; None if it is about no media."""
+    shown = [tuple(map(str, prediction.get(kind) or ())) for kind in ("images", "videos")]
+    return tuple(shown) if any(shown) else None
+
+
+def _grouped(steps: Sequence[float], about: Sequence[int]) -> list[list[float]]:
+    groups: dict[int, list[float]] = {}
+    for step, number in zip(steps, about, strict=True):
+        groups.setdefault(number, []).append(step)
+    return list(groups.values())
 
 
 def _asked(prediction: Prediction) -> tuple[Any, Any]:
@@ -152,6 +175,7 @@ def paired_sheet(pairing: Pairing, names: tuple[str, str], limit: int) -> Sheet:
             "second run": second,
             "metric": pairing.metric,
             "examples": pairing.n,
+            **({"media": pairing.media} if pairing.media < pairing.n else {}),
             "first": pairing.first,
             "second": pairing.second,
             "difference": pairing.difference,
@@ -160,7 +184,7 @@ def paired_sheet(pairing: Pairing, names: tuple[str, str], limit: int) -> Sheet:
             "gains": pairing.gains,
             "losses": pairing.losses,
             "ties": pairing.ties,
-            "p (exact sign test, McNemar)": pairing.p,
+            f"p (exact sign test, {'McNemar' if pairing.media == pairing.n else 'media'})": pairing.p,
         },
         notes=notes,
     )
@@ -172,4 +196,5 @@ def verdict(pairing: Pairing) -> str:
     better, worse = f"{pairing.gains:,} gained", f"{pairing.losses:,} lost"
     interval = f"{scale * pairing.difference:+.2f}{unit} [{scale * pairing.low:+.2f}, {scale * pairing.high:+.2f}]"
     judged = "luck alone hardly explains it" if pairing.p < 0.05 else "luck alone could explain it"
-    return f"{interval}: {better}, {worse}, {pairing.ties:,} alike; p = {pairing.p:.3g}, {judged}."
+    of = f" over {pairing.media:,} media" if pairing.media < pairing.n else ""
+    return f"{interval}: {better}, {worse}, {pairing.ties:,} alike; p = {pairing.p:.3g}{of}, {judged}."

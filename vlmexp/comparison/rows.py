@@ -15,8 +15,16 @@ from vlmexp.errors import unknown
 from vlmexp.evaluation.intervals import wilson
 from vlmexp.report import LABELS, LOSSES, is_share
 
-HIGHEST = {"cider": 10.0}  # of our metrics; the others end at 1
-ZERO_OR_ONE = ("exact_match", "multiple_choice_accuracy", "relaxed_accuracy")  # what they give a single example
+HIGHEST = {
+    "cider": 10.0,
+    "mme_perception_score": 2000.0,
+    "mme_cognition_score": 800.0,
+}  # of our metrics; the others end at 1
+ZERO_OR_ONE = (  # what they give a single example
+    "exact_match", "multiple_choice_accuracy", "relaxed_accuracy", "gqa_accuracy", "ai2d_accuracy",
+    "scienceqa_accuracy", "seedbench_accuracy", "realworldqa_accuracy", "ocrbench_accuracy", "mmmu_accuracy",
+    "mmstar_accuracy", "mmbench_accuracy", "pope_accuracy", "mme_accuracy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

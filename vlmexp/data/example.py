@@ -31,7 +31,7 @@ class Example:
     Attributes:
         id: unique within the split.
         fields: text by role, for the message template: question, any further role, and the choices with their letters.
-        answers: the accepted answers, as many times as they were given.
+        answers: the accepted answers, as many times as they were given; of several people some may have said nothing.
         images: files, in the order in which the prompt shows them unless marks in the question say otherwise.
         metadata: values kept beside the prediction.
         videos: files, in the same order.
@@ -63,7 +63,8 @@ class Example:
         """The answer to train on: `target`, or the most common one, the first of them if several are."""
         if self.target is not None:
             return self.target
-        return Counter(self.answers).most_common(1)[0][0] if self.answers else ""
+        said = [answer for answer in self.answers if answer.strip()]
+        return Counter(said).most_common(1)[0][0] if said else ""
 
     @property
     def question_parts(self) -> Parts:
@@ -123,7 +124,7 @@ def to_example(
     """
     given: dict[str, Any] = {role: row.get(column) for role, column in columns.items() if column is not None}
     images, videos = (tuple(root / path for path in given.get(role) or ()) for role in MEDIA_ROLES)
-    answers, choices = (tuple(answer_texts(given.get(role))) for role in ANSWER_ROLES)
+    answers, choices = (tuple(answer_texts(given.get(role), keep_empty=role == "answer")) for role in ANSWER_ROLES)
     fields = {role: plain_text(given[role]) for role in text_roles(given)}
     if columns.get("choices"):
         fields["choices"] = lettered(choices)
@@ -131,7 +132,8 @@ def to_example(
     if CONVERSATION in given:
         *turns, last = loaded_turns(given[CONVERSATION])
         fields["question"], answers = turns[-1].text, (last.text,)
-    drawn = random.Random(f"{answer_seed}:{row['id']}").choice(answers) if answers and answer_seed is not None else None
+    said = [answer for answer in answers if answer.strip()]
+    drawn = random.Random(f"{answer_seed}:{row['id']}").choice(said) if said and answer_seed is not None else None
     return Example(
         id=str(row["id"]),
         fields=fields,
@@ -157,16 +159,18 @@ def text_roles(columns: Iterable[str]) -> list[str]:
     return [role for role in columns if role not in (*ANSWER_ROLES, CONVERSATION, *MEDIA_ROLES)]
 
 
-def answer_texts(value: Any) -> list[str]:
+def answer_texts(value: Any, keep_empty: bool = False) -> list[str]:
     """The accepted answers in a value: text, number, `{"answer": ...}`, `{"text": [...]}` (SQuAD's), or a list of such.
 
-    Empty ones are left out.
+    Empty ones are left out, or with `keep_empty` only where all are: of ten people one may have said nothing, and is
+    one of the ten all the same.
 
     >>> answer_texts([{"answer": "yes", "answer_id": 1}, 3, ""]), answer_texts({"text": ["a"], "answer_start": [0]})
     (['yes', '3'], ['a'])
     """
     texts = [plain_text(item) for each in _items(value) for item in _items(_said(each))]
-    return [text for text in texts if text.strip()]
+    said = [text for text in texts if text.strip()]
+    return texts if said and keep_empty else said
 
 
 def _items(value: Any) -> Sequence[Any]:

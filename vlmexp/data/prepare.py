@@ -47,7 +47,7 @@ from vlmexp.storage import writing
 
 LISTS = ("bad.jsonl", "duplicates.jsonl", "pictures.jsonl")
 _WORDS = {"image": "picture", "video": "video"}
-_FORMAT = 5  # raise it when the same request would be prepared in another way
+_FORMAT = 6  # raise it when the same request would be prepared in another way
 log = logging.getLogger(__name__)
 
 

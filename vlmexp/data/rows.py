@@ -97,7 +97,7 @@ def stored_row(
             stored[column] = (
                 store.paths(value, role)
                 if role in MEDIA_ROLES
-                else answer_texts(value)
+                else answer_texts(value, keep_empty=role == "answer")
                 if role in ANSWER_ROLES
                 else plain_text(value)
             )

@@ -17,15 +17,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmexp.data.letters import letter, lettered
 from vlmexp.data.literals import parsed
 from vlmexp.data.nested import with_nested
+from vlmexp.data.refcoco import FORMS, refcoco_rows
 from vlmexp.data.regular_files import Unopened, open_regular
+from vlmexp.data.shaping import joined, shaped
 from vlmexp.data.shards import split_files
 from vlmexp.data.tables import READERS, read_rows
 from vlmexp.data.vqav2 import vqav2, vqav2_files
 from vlmexp.errors import UserError, closest, unknown
-from vlmexp.files import read_json
+from vlmexp.files import digest, read_json
 from vlmexp.quoting import one_text
 
 Rows = Iterable[dict[str, Any]]
@@ -139,7 +140,14 @@ def _placed(value: Any, folder: Path) -> Any:
 
 
 def hub(
-    path: str, name: str | None = None, revision: str | None = None, choices: Mapping[str, str] | None = None
+    path: str,
+    name: str | None = None,
+    revision: str | None = None,
+    gathered: Mapping[str, Sequence[str]] | None = None,
+    edits: Mapping[str, Sequence[str]] | None = None,
+    each: str | None = None,
+    choices: Mapping[str, str] | None = None,
+    join: Mapping[str, Any] | None = None,
 ) -> dict[str, Rows]:
     """A data set of the Hugging Face Hub, or a local folder.
 
@@ -148,26 +156,63 @@ def hub(
     `test/`, each with a `metadata.jsonl` or `metadata.csv` whose `file_name` names one.
 
     Args:
-        choices: the columns `{question, choices, answer}` of questions with a list of choices and the number of the
-            right one, counted from 0. Rows get two more columns: `question_and_choices`, the question with a line for
-            each choice, and `letter`, the right one's.
+        gathered, edits, each, choices: what becomes of its rows, see vlmexp.data.shaping.
+        join: another table of the same place, `{name, left, right, columns}`: the rows get these columns of its row
+            whose column `right` equals their own `left`.
     """
+    tables: dict[str, Rows] = {}
+    other = _loaded(path, join["name"], revision) if join else {}
+    for split, table in _loaded(path, name, revision).items():
+        rows = _with_class_names(_without_decoding(table), table.features)
+        if join and split in other:
+            partners = _without_decoding(other[split])
+            rows = joined(rows, partners, join["left"], join["right"], join["columns"])
+        tables[split] = shaped(rows, gathered, edits, each, choices)
+    return tables
+
+
+def refcoco(path: str, form: str = "normalised", revision: str | None = None) -> dict[str, Rows]:
+    """RefCOCO, RefCOCO+ or RefCOCOg as published on the Hub, or a folder of the same.
+
+    Args:
+        form: normalised or pixels, see vlmexp.data.refcoco.
+    """
+    if form not in FORMS:
+        raise unknown("dataset.options.form", form, FORMS)
+    return {
+        split: refcoco_rows(_without_decoding(table), form) for split, table in _loaded(path, None, revision).items()
+    }
+
+
+def _loaded(path: str, name: str | None, revision: str | None) -> Mapping[str, Any]:
+    """Split -> table."""
     import datasets
 
     for file in Path(path).rglob("*"):
         _require_regular(path, file)
     try:
-        loaded = _saved(Path(path)) or datasets.load_dataset(path, name, revision=revision)
+        if (saved := _saved(Path(path))) is not None:
+            return saved
+        return datasets.load_dataset(path, name, revision=revision, cache_dir=_copies(Path(path)))
     except Exception as error:  # whatever the Hub's client raises, the user needs the data set's name and the reason
         raise UserError(
             f"dataset.options.path={path} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}. "
             "Check the name, the network and, for a gated data set, HF_TOKEN."
         ) from None
-    tables: dict[str, Rows] = {}
-    for split, table in loaded.items():
-        rows = _without_decoding(table) if choices is None else _lettered(_without_decoding(table), **choices)
-        tables[split] = _with_class_names(rows, table.features)
-    return tables
+
+
+def _copies(folder: Path) -> str | None:
+    """Where the library may keep its copy of a folder's tables; None for what is no folder.
+
+    Under its own name for it, which is made of the folder's last name and the configuration's, it would take the copy
+    for any other folder of these names, and for this one after a change.
+    """
+    import datasets
+
+    if not folder.is_dir():
+        return None
+    files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.rglob("*"))]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / digest([str(folder.resolve()), files])[:16])
 
 
 def _require_regular(given: str, path: Path) -> None:
@@ -194,14 +239,6 @@ def _saved(folder: Path) -> Mapping[str, Any] | None:
     if not filled:
         raise ValueError("it has no rows")
     return {split: datasets.load_from_disk(str(path)) for split, path in filled.items()}
-
-
-def _lettered(rows: Rows, question: str, choices: str, answer: str) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        number = row[answer]
-        known = isinstance(number, int) and 0 <= number < len(row[choices])
-        lines = f"{row[question]}\n{lettered(row[choices])}"
-        yield row | {"question_and_choices": lines, "letter": letter(number) if known else None}
 
 
 def _with_class_names(rows: Rows, features: Mapping[str, Any]) -> Rows:
@@ -307,4 +344,11 @@ def _encoded(feature: Any) -> Any:
     return feature
 
 
-SOURCES: dict[str, Source] = {"easyvqa": easyvqa, "shapes": shapes, "files": files, "hub": hub, "vqav2": vqav2}
+SOURCES: dict[str, Source] = {
+    "easyvqa": easyvqa,
+    "shapes": shapes,
+    "files": files,
+    "hub": hub,
+    "vqav2": vqav2,
+    "refcoco": refcoco,
+}

@@ -110,7 +110,7 @@ def load_split(config: Config, prepared: Prepared, split: str, limit: int | None
         prepared,
         split,
         used_columns(config),
-        dataset.metadata,
+        [*dataset.metadata, *dataset.kept],
         limit or dataset.max_examples.get(split),
         dataset.split_seed,
         answer_seed=config.seed if split == "train" and dataset.train_answer == "sampled" else None,

@@ -7,6 +7,7 @@ from typing import Any
 
 from vlmexp.data.example import Example
 from vlmexp.data.prepare import Prepared
+from vlmexp.evaluation.row import row_of
 from vlmexp.evaluation.score import summarise
 
 TRAINING_RUN = "training run"  # whose data an evaluation of other data is compared with
@@ -39,11 +40,7 @@ def score_without_duplicates(
     without = None
     if places:
         _, left = summarise(
-            [predictions[index] for index in places],
-            [rows[index].answers for index in places],
-            [],
-            metrics,
-            [rows[index].id for index in places],
+            [predictions[index] for index in places], [row_of(rows[index]) for index in places], metrics
         )
         without = {name: left[name] for name in ("n", "metrics", "intervals")}
     return {

@@ -11,7 +11,9 @@ import datasets
 import evaluate
 
 from vlmexp.errors import unknown
+from vlmexp.evaluation.lookup import corpus_metric, corpus_values
 from vlmexp.evaluation.metrics import CORPUS_METRICS, METRICS, without_value
+from vlmexp.evaluation.row import Row
 from vlmexp.evaluation.score import mean_scores, score_examples
 
 
@@ -36,10 +38,10 @@ class AnswerMetric(evaluate.Metric):  # type: ignore[misc]
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         name = self.config_name
-        if name in CORPUS_METRICS:
-            values = {name: CORPUS_METRICS[name](predictions, references)}
-        else:
-            values = mean_scores(score_examples(predictions, references, [name]))
+        rows = [Row(answers=tuple(given)) for given in references]
+        values: dict[str, Any] = dict(mean_scores(score_examples(predictions, rows, [name])))
+        if (of_a_corpus := corpus_metric(name)) is not None:
+            values |= corpus_values(name, of_a_corpus, predictions, rows)
         return values | dict.fromkeys(without_value([name], predictions, references))
 
 

@@ -13,6 +13,7 @@ from vlmexp.collator.lengths import token_lengths
 from vlmexp.data.example import Example
 from vlmexp.evaluation.answers import Asker, cut_answers
 from vlmexp.evaluation.blind import with_blank_images, with_other_images
+from vlmexp.evaluation.row import row_of
 from vlmexp.evaluation.score import summarise
 
 ALONE, BLIND = "answers_alone", "blind_answers"  # what their files are called while they come
@@ -74,9 +75,8 @@ def evaluate_blind(
         answers = asker.ask(BLIND, blinded, lengths, f"evaluate with {evaluation.blind} images")
     _, summary = summarise(
         [answer["prediction"] for answer in answers],
-        [example.answers for example in blinded],
-        [example.metadata or {} for example in blinded],
+        [row_of(example) for example in blinded],
         metrics,
-        [example.id for example in blinded],
+        config.dataset.metadata,
     )
     return {"images": evaluation.blind, **summary, **({} if asker.choices else {"cut": cut_answers(answers)})}

@@ -33,13 +33,13 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
     """Average normalised Levenshtein similarity, of DocVQA and its kin; 0 where it is below 0.5.
 
     Source: Biten et al. (https://arxiv.org/abs/1907.00490) and the evaluation script of the Robust Reading Competition:
-    upper and lower case and runs of white space are alike, lengths are those of the texts as given.
+    upper and lower case and runs of white space are alike, lengths are those of the texts as given, in capitals.
     """
     prediction = folded(prediction)
     said = " ".join(prediction.lower().split())
     distances = []
     for answer in map(folded, answers):
-        longest = max(len(answer), len(prediction))
+        longest = max(len(answer.upper()), len(prediction.upper()))
         distances.append(_edit_distance(said, " ".join(answer.lower().split())) / longest if longest else 0.0)
     similarity = 1 - min(distances, default=1.0)
     return similarity if similarity >= ANLS_THRESHOLD else 0.0

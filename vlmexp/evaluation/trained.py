@@ -75,12 +75,15 @@ def as_trained(config: Config, source_run: Path, overrides: list[str]) -> Config
         UserError: `run=` is evaluated with other options, which the trained model's own would silently replace; or the
             training run's own name code, on nobody's word.
     """
-    trained, collator = config_of(source_run), {}
+    trained = config_of(source_run)
     _require_trust(config, trained, source_run)
+    collator: dict[str, Any] = {}
+    if trained.collator.system_prompt == trained.dataset.instruction:  # nobody's own words: each data set has its own
+        collator["system_prompt"] = config.dataset.instruction
     if config.run is not None:
         given = {text.partition("=")[0].lstrip("+") for text in overrides}
         limits = {name: f"collator.{name}" for name in LIMITS if f"collator.{name}" in given}
-        collator = {name: getattr(config.collator, name) for name in limits}
+        collator |= {name: getattr(config.collator, name) for name in limits}
         _refuse_other_options(config, trained, source_run, given - set(limits.values()))
     return dataclasses.replace(
         config,

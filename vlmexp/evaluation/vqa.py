@@ -1,4 +1,4 @@
-"""The answer normalisation of the official VQA evaluation, with its quirks.
+"""VQA accuracy, as it is computed today and as the official code of 2015 does, and the normalisation of answers.
 
 Source: Antol et al. (https://arxiv.org/abs/1505.00468) and the official code, GT-Vision-Lab/VQA, vqaEval.py.
 """
@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 
 from vlmexp.evaluation.words import folded, foreign_punctuation
+
+ANNOTATORS = 10  # of a question of VQA v2, for which its accuracy is defined
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGITS_AROUND_COMMA = re.compile(r"\d,\d")
@@ -71,16 +73,38 @@ def normalised(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Official VQA accuracy of one prediction: the mean, over leaving out each answer, of min(1, matches / 3).
+def evalai_processed(answer: str) -> str:
+    """What the EvalAI processing makes of an answer, with which papers of the last years score.
 
-    Normalisation applies only where the answers are not all the same, as in the official code. With a single answer
-    there is nothing left when it is left out, and the official result is 0; a data set with one answer a question is
-    scored as if ten people had given it (see vlmexp.evaluation.score).
+    It writes small letters, deletes commas and question marks and parts "'s" from its word before the official
+    processing; lmms-eval, VLMEvalKit and InternVL all use it.
+    """
+    text = folded(answer).lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return normalised(tidied(text))
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """VQA accuracy with both sides normalised: the mean, over leaving out each answer, of min(1, matches / 3).
+
+    Source: the EvalAI evaluation of VQA v2, TextVQA, OK-VQA and VizWiz, as lmms-eval computes it. A single answer
+    counts as if all ten annotators had given it; there, that evaluation leaves nothing to match and gives 0.
+    """
+    given = [evalai_processed(answer) for answer in answers]
+    return _mean_of_the_others(evalai_processed(prediction), given * ANNOTATORS if len(given) == 1 else given)
+
+
+def vqa_accuracy_2015(prediction: str, answers: Sequence[str]) -> float:
+    """VQA accuracy of the official code of 2015, which normalises only where the answers are not all the same.
+
+    So `Yes` gets 0 where all ten said `yes`, and a single answer, of which nothing is left when it is left out, always.
     """
     prediction, given = tidied(prediction), [tidied(answer) for answer in answers]
     if len(set(given)) > 1:
         prediction, given = normalised(prediction), [normalised(answer) for answer in given]
-    matches = given.count(prediction)
-    scores = [min(1.0, (matches - (answer == prediction)) / 3) for answer in given]
+    return _mean_of_the_others(prediction, given)
+
+
+def _mean_of_the_others(prediction: str, answers: Sequence[str]) -> float:
+    matches = answers.count(prediction)
+    scores = [min(1.0, (matches - (answer == prediction)) / 3) for answer in answers]
     return sum(scores) / len(scores) if scores else 0.0

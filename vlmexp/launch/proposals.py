@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from vlmexp.config import Config
 from vlmexp.errors import UserError, unknown
-from vlmexp.evaluation.score import metric_names
+from vlmexp.evaluation.lookup import metric_names
 from vlmexp.launch.space import Space
 from vlmexp.launch.sweep import Standing
 

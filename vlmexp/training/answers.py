@@ -11,8 +11,10 @@ from vlmexp import distributed
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import Fitted
 from vlmexp.evaluation.generate import Reply, generate_answers
+from vlmexp.evaluation.lookup import metric_names
 from vlmexp.evaluation.metrics import without_value
-from vlmexp.evaluation.score import metric_names, summarise
+from vlmexp.evaluation.row import row_of
+from vlmexp.evaluation.score import summarise
 from vlmexp.training.preflight import undisturbed
 
 
@@ -61,9 +63,7 @@ class AnswerScores:
                 rank=distributed.rank(), ranks=distributed.world_size(), on_batch=replies.update,
             )  # fmt: skip
         answers = ["".join(parts) for parts in zip(*distributed.gathered(own), strict=True)]
-        accepted = [example.answers for example in self.examples]
-        ids = [example.id for example in self.examples]
-        _, summary = summarise(answers, accepted, [{}] * len(answers), self._metrics, ids)
+        _, summary = summarise(answers, [row_of(example) for example in self.examples], self._metrics)
         cut = sum(distributed.gathered(sum(reply.cut for reply in replies.values())))
         # A model that says less than the accepted answers do has no more than 0 of a value that they could have.
         values = {name: summary["metrics"][name] or 0.0 for name in self.names}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from vlmexp.errors import UserError, unknown
-from vlmexp.evaluation.score import metric_names
+from vlmexp.evaluation.lookup import metric_names
 
 EXAMPLES = 200  # answered at each evaluation where their number is not set and the metric needs some
 

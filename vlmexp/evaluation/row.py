@@ -1,0 +1,41 @@
+"""What a metric may know of a question beside the answer that was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it needs NumPy, which the names of metrics do not
+    from vlmexp.data.example import Example
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question with its accepted answers.
+
+    Attributes:
+        id: unique within the split.
+        question: as it stands in the data; choices: as texts, without letters.
+        metadata: column -> value, of `dataset.metadata` and `dataset.kept`.
+        shared: what several questions may be about; equal for questions about the same media.
+    """
+
+    answers: tuple[str, ...]
+    id: str = ""
+    question: str = ""
+    choices: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    shared: object = None
+
+
+def row_of(example: Example) -> Row:
+    """The row that an example was made of."""
+    return Row(
+        answers=example.answers,
+        id=example.id,
+        question=example.fields.get("question", ""),
+        choices=example.choices,
+        metadata=example.metadata or {},
+        shared=(example.images, example.videos) if example.images or example.videos else None,
+    )
