@@ -16,6 +16,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+from absl import logging as absl_logging
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
@@ -26,6 +27,9 @@ from vlmexp.data.example import Example
 from vlmexp.main import CONFIG_DIR
 
 ROOT = Path(__file__).parent.parent
+# absl's handler, which rouge-score brings, closes the stream that it began with when Hydra configures logging, unless
+# it is one of the process's own; under pytest it would be that in which all output is captured.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 

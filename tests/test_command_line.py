@@ -89,7 +89,7 @@ MISTAKES = {
     "collator.messages.0.content.0.text='{sytem_prompt}'": ["{sytem_prompt}", "did you mean 'system_prompt'?"],
     "collator.messages.1.content.0.text=Red": ["'Red'", "has no {answer}"],
     "run=": ["run= is empty"],
-    "collator.messages.0.content.2.text='{answer}'": ["{answer} is no field"],
+    "collator.messages.0.content.1.text='{answer}'": ["{answer} is no field"],
     "run=/nowhere": ["run=/nowhere", "run.json"],
     "~peft": ["peft"],
     "peft.r=8,16": ["peft.r=8,16", "-m", "peft.r=[8,16]"],

@@ -58,7 +58,7 @@ SEARCHED = "hydra.searchpath=[file://conf]"
         ["tracking.project=${tracking.name}", "tracking.name=${oc.env:WANDB_API_KEY}"],
         ["dataset=files", "dataset.options.train=[a.jsonl,'${oc.env:HF_TOKEN}']"],
         ["evaluation.choices=[yes,'${oc.env:DB_PASSWORD}']"],
-        ["collator.messages.0.content.2.text='{question} ${oc.env:HF_TOKEN}'"],
+        ["collator.messages.0.content.1.text='{question} ${oc.env:HF_TOKEN}'"],
         ["dataset.columns={image: image, question: '${oc.env:HF_TOKEN}', answer: answer}"],
         ["model.model_kwargs={hf_neverInAnyEnvironment12: 1}"],
         ["+hydra.job.env_set.WANDB_API_KEY='${oc.env:WANDB_API_KEY}'"],

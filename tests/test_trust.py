@@ -84,7 +84,7 @@ ORDINARY = [
     "dataset.source=hub",
     "dataset.columns={image: path, question: q, answer: qa.answers}", "dataset.metrics=[anls,exact_match]",
     "dataset.splits={train: 'train[:10]'}", "+dataset.max_examples.train=5",
-    "collator.messages.0.content.2.text='Q: {question}'", "collator.system_prompt='Be brief: {x} ${tracking.name}'",
+    "collator.messages.0.content.1.text='Q: {question}'", "collator.system_prompt='Be brief: {x} ${tracking.name}'",
     "peft.r=32", "peft.lora_alpha=${peft.r}", "peft.target_modules='.*\\.(q|v)_proj'", "peft.use_rslora=true",
     "peft.quantization={load_in_4bit: true, bnb_4bit_quant_type: nf4}", "peft.train_parts=[language]",
     "train.learning_rate=1e-4", "++train.warmup_steps=10", "train.optim=adamw_torch",

@@ -6,9 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable
 
-# From torch.load's first words to what the unpickler says, and any other clause about its option.
+# From torch.load's first words to what the unpickler says, and any other clause about its option; not an option of a
+# command line, which somebody has typed.
 _PICKLE_ADVICE = re.compile(r"Weights only load failed\..*?(?=WeightsUnpickler error|$)\s*", re.DOTALL)
-_UNSAFE = re.compile(r"[^.:\n]*weights_only[^.\n]*\.?\s*")
+_UNSAFE = re.compile(r"[^.:\n]*(?<![.{\w])weights_only[^.\n]*\.?\s*")
 _SHOWN = 160  # letters of a value
 
 

@@ -143,7 +143,7 @@ def read_jsonl(path: Path, growing: bool = True) -> list[Any]:
         return []
     try:
         text = path.read_text(encoding="utf-8")
-        if not growing and not text.endswith("\n"):
+        if not growing and text and not text.endswith("\n"):
             raise ValueError("its last line has no end")
         # Not splitlines(): a text may hold U+2028 and other ends of lines, which JSON leaves as they are.
         return [_parsed(line) for line in text.split("\n")[:-1]]

@@ -131,12 +131,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.resolved.yaml"
     try:
         text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            raise ValueError("it is cut short")
         config = OmegaConf.to_container(OmegaConf.create(text))
         if not isinstance(config, dict):
             raise ValueError("it holds no options")
-        if not text.endswith("\n"):
-            raise ValueError("it is cut short")
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, AssertionError, YAMLError, OmegaConfBaseException) as error:
         raise DamagedFile(f"{path} is damaged ({' '.join(str(error).split())}): restore it from a copy.") from None
     return {str(name): value for name, value in config.items()}
 

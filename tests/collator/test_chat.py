@@ -126,7 +126,7 @@ TWICE = f"collator.messages=[{USER}, {{role: user, content: [{{text: more}}]}}, 
         (PRINTED, [], r"as one text and not as parts, which media need \(it leaves out the text of the user\)"),
         (
             FIRST_ONLY,
-            ["collator.messages.0.content=[{text: a}, {text: '{question}'}]"],
+            ["collator.messages.0.content=[{text: a}, {text: '{question}'}, {type: image}]"],
             r"leaves out the text of the user",
         ),
         ("{{ messages[0]['content'] + 1 }}", [], r"does not take a conversation of user \("),

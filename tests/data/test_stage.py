@@ -56,7 +56,8 @@ def test_what_is_left_out_is_recorded(mixed, tmp_path):
         (["dataset.columns.image=question"], "columns.image and dataset.columns.question are both 'question'"),
         (["dataset.columns={video: image}", "collator=video"], "columns.image and dataset.columns.video are both"),
         (["dataset.columns.context=id"], r"columns.context=id: .*paths=\{context: \"\{id\}\"\}"),
-        *(([f"dataset.name={name}"], rf"dataset.name='{name}' must be") for name in ("../esc", "a/b", "..", ".", "")),
+        *(([f"dataset.name={name}"], rf"dataset.name='{name}' must be") for name in ("../esc", "a/b", "..", ".")),
+        (["dataset.name="], "dataset.name='' is empty"),
     ],
 )
 def test_columns_and_names_that_cannot_be(mixed, overrides, message):

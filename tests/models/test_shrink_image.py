@@ -18,9 +18,9 @@ from vlmexp.parts import build_collator
 
 # Choice -> tokens of a question about an image of 224 x 224 pixels, and about the same image at 16 x 16.
 TOKENS = {
-    "qwen2vl": (47, 42), "qwen25vl": (47, 42), "qwen3vl": (47, 42), "llava15": (44, 44), "llava_next": (62, 48),
-    "llava_onevision": (61, 47), "internvl2": (59, 43), "internvl3": (59, 43), "paligemma": (21, 21),
-    "paligemma2": (21, 21), "gemma3": (44, 44), "idefics3": (71, 71), "smolvlm": (71, 71), "phi3vision": (57, 57),
+    "qwen2vl": (48, 43), "qwen25vl": (48, 43), "qwen3vl": (48, 43), "llava15": (46, 46), "llava_next": (64, 50),
+    "llava_onevision": (61, 47), "internvl2": (60, 44), "internvl3": (60, 44), "paligemma": (21, 21),
+    "paligemma2": (21, 21), "gemma3": (44, 44), "idefics3": (71, 71), "smolvlm": (71, 71), "phi3vision": (58, 58),
 }  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def test_the_best_checkpoint_outlives_newer_ones(small, tmp_path):
             "save_steps=3 must be a mul",
         ),
         (["train.load_best_model_at_end=true", "train.save_strategy=epoch"], "save_strategy=epoch and train.eval_str"),
-        (["evaluation.answers=rank", "evaluation.choices=[yes,'']"], "two different answers, none of them empty"),
+        (["evaluation.answers=rank", "evaluation.choices=[yes,'']"], "evaluation.choices='' is empty"),
         (["train.metric_for_best_model=bleu"], "metric_for_best_model=bleu has no value here: .* too few words"),
         (["train.metric_for_best_model=rouge2", "train.eval_generation_examples=3"], "rouge2 has no value here"),
         (["train.early_stopping_patience=0"], "early_stopping_patience=0 must be at least 1"),

@@ -84,7 +84,7 @@ def test_accumulated_batches_are_one_batch(trained, uneven, monkeypatch, accepts
         runs.append((logged(lines), after))
     (losses, after), (others, same) = runs
     assert [loss for _, loss in others] == pytest.approx([loss for _, loss in losses], rel=1e-5)
-    assert all(torch.allclose(after[name], same[name], atol=1e-6) for name in after)
+    assert all(torch.allclose(after[name], same[name], atol=5e-6) for name in after)
 
 
 def test_the_evaluation_is_the_mean_over_tokens_whatever_the_batches(trained, uneven):

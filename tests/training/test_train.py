@@ -138,7 +138,6 @@ def test_what_this_machine_cannot_do_is_noted(small, tmp_path):
     ("override", "message"),
     [
         ("collator.max_length=20", "collator.max_length=20"),
-        ("train.lr_scheduler_type=curved", "curved"),
         ("peft.target_modules=[nothing_here]", "match no module"),
     ],
 )
@@ -152,7 +151,7 @@ def test_what_cannot_be_trained(small, tmp_path, override, message):
     ("override", "reason"),
     [
         ("model.shared_image_prefix=false", "model.shared_image_prefix is false"),
-        ("collator.messages.0.content.0.text='{question}'", "before the image"),
+        ("collator.messages.0.content=[{text: '{question}'}, {type: image}]", "before the image"),
     ],
 )
 def test_sharing_that_is_asked_for_but_cannot_be(small, tmp_path, override, reason):

@@ -3,7 +3,7 @@
 Requests and answers are lines of JSON, frames the bytes behind an answer:
 
     {"library", "path", "memory", "seconds"}   -> {"header": [frames, width, height, fps]}
-    {"numbers": [0, 10]}                       -> {"shape": [2, height, width, 3]} and the frames, of the open video
+    {"numbers": [0, 10], "seconds"}            -> {"shape": [2, height, width, 3]} and the frames, of the open video
     either                                     -> {"unreadable": why} | {"error": class} | {"memory": true}
 """
 
@@ -50,12 +50,13 @@ class Child:
             for frame in frames:
                 self._answers.write(np.ascontiguousarray(frame).data)
             self._answers.flush()
+            signal.alarm(0)  # whoever waits for the next request has all the time there is
 
     def _answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         frames = list[Any]()
+        signal.alarm(int(request["seconds"]) + _SPARE_S)  # ends this process, also within a library
         if "path" in request:
             self._reader = None
-            signal.alarm(int(request["seconds"]) + _SPARE_S)  # ends this process, also within a library
             LIBRARIES[request["library"]].loads()
             self._limit(request["memory"])
             self._reader = LIBRARIES[request["library"]].reader(Path(request["path"]))

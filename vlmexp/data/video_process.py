@@ -79,13 +79,19 @@ class ReaderProcess:
 
     def frames(self, numbers: Sequence[int]) -> Pixels:
         """Frames [frames, height, width, 3] of the given ascending numbers, as `Reader.frames`."""
-        shape = self._asked({"numbers": list(map(int, numbers))})["shape"]
+        left = max(0.0, self._deadline - time.monotonic())
+        shape = self._asked({"numbers": list(map(int, numbers)), "seconds": left})["shape"]
         frames: Pixels = np.empty(shape, np.uint8)
         rest = memoryview(frames.reshape(-1))  # type: ignore[arg-type]
         while rest:
             self._wait()
             rest = rest[os.readv(self._answers, [rest[:_BLOCK]]) or self._gone() :]
         return frames
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process can be asked."""
+        return self._process.poll() is None
 
     def end(self) -> None:
         """End the process, whatever it is doing."""
@@ -150,6 +156,8 @@ atexit.register(_end_idle)
 def _reader() -> Iterator[ReaderProcess]:
     """A process to open a video with; after an error that it may not have survived it is ended."""
     with _lock:
+        while _idle and not _idle[-1].is_alive:  # ended by somebody else, which says nothing of the next video
+            _idle.pop().end()
         process = _idle.pop() if _idle else None
     process = process or ReaderProcess()
     is_ready = False

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, SupportsFloat
 
 from vlmexp.errors import UserError, unknown
@@ -89,6 +90,7 @@ def corpus_values(
     return _called(name, metric, (predictions, answers, rows), f"{len(rows)} examples")
 
 
+@cache
 def _names(metric: str) -> list[str]:
     if metric in VALUES:
         return VALUES[metric]
