@@ -15,6 +15,7 @@ from tests.data.clips import clip, cut_off, drawn
 from vlmexp.collator.lengths import fit, token_lengths
 from vlmexp.collator.sharing import branch_inputs
 from vlmexp.errors import UserError
+from vlmexp.parts import note_texts
 
 VIDEO = ["collator=video", "dataset.columns={image: image, video: video, question: question, answer: answer}"]
 
@@ -276,3 +277,13 @@ def test_a_video_of_one_frame_that_the_processor_refuses(qwen3_collator, draw, t
     message = r"row 3, column picture or clip: .* no media of 64 x 64 pixels and 1 frame of 64 x 48 pixels \(.*skip\.$"
     with pytest.raises(UserError, match=message):
         token_lengths(qwen3_collator, [row], True)
+
+
+def test_images_that_are_scaled_down_are_told(make_collator, draw):
+    items = [example("red?", "yes", draw("red", size), id=str(size)) for size in ((300, 200), (30, 20))]
+    told = []
+    for limit in (60_000, 59_999):
+        collator = make_collator(f"collator.image_processing.max_pixels={limit}")
+        note_texts(collator, fit(collator, items, 2048, "error").found, "train", told.append)
+    (said,) = told
+    assert said.startswith("train: In 1 of 2 examples an image has more pixels than collator.image_processing.max_pix")

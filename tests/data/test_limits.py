@@ -20,12 +20,13 @@ from tests.data.clips import clip, drawn
 from tests.data.hostile import images as hostile
 from tests.data.hostile import tables, videos
 from tests.data.hostile.use import prepared
-from vlmexp.data import images
+from vlmexp.data import images, video_process
 from vlmexp.data.image_files import FORMATS, MediaError, opened_image
 from vlmexp.data.images import ImageOptions, image_size, load_image, picture, within
 from vlmexp.data.limits import MIB, Budget, Limits, budget, set_limits
 from vlmexp.data.pictures import identity
 from vlmexp.data.regular_files import Unopened, content_digest, open_regular
+from vlmexp.data.video_child import Child
 from vlmexp.data.video_process import ReaderProcess
 from vlmexp.data.video_readers import LIBRARIES, works
 from vlmexp.data.videos import VideoOptions, check_video, load_video, video_header
@@ -382,3 +383,25 @@ def test_an_image_may_be_opened_by_several_at_once(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with opened_image(tmp_path / "a.png") as first, opened_image(tmp_path / "a.png") as second:
         assert first.size == second.size
+
+
+@pytest.mark.skipif(not works("pyav"), reason="PyAV is not installed")
+def test_a_reader_that_ended_while_it_had_nothing_to_do_is_no_broken_clip():
+    video_process._end_idle()
+    path = clip("bikes")
+    first = video_header(path, VideoOptions(library="pyav"))
+    (idle,) = video_process._idle
+    idle._process.kill()
+    idle._process.wait()
+    assert video_header(path, VideoOptions(library="pyav")) == first
+    assert len(video_process._idle) == 1
+
+
+@pytest.mark.skipif(not works("pyav"), reason="PyAV is not installed")
+def test_a_reader_that_waits_for_the_next_video_has_all_the_time_there_is(monkeypatch):
+    monkeypatch.setattr(Child, "_limit", lambda self, memory: setattr(self, "_memory", memory))
+    request = {"library": "pyav", "path": str(clip("bikes")), "memory": 10**12, "seconds": 40}
+    answers = io.BytesIO()
+    Child(io.BytesIO(json.dumps(request).encode() + b"\n"), answers).run()
+    assert json.loads(answers.getvalue())["header"][0] == 250
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

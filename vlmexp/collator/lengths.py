@@ -18,9 +18,9 @@ from tqdm import tqdm
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.encode import tokenize
 from vlmexp.collator.identity import collator_identity
-from vlmexp.collator.media import Shape, media_key, media_shape
+from vlmexp.collator.media import Shape, is_scaled_down, media_key, media_shape
 from vlmexp.collator.media_tokens import MediaTokens, RefusedMedia
-from vlmexp.collator.remarks import PLACED, found_in
+from vlmexp.collator.remarks import PLACED, SCALED, found_in
 from vlmexp.collator.shrink import shrunk
 from vlmexp.data.example import Example
 from vlmexp.data.examples import Examples, ExampleSequence
@@ -130,6 +130,7 @@ def _counted(collator: Collator, examples: Sequence[Example], with_answer: bool)
                     shapes.clear()
                 shapes[key] = media_shape(example, collator.media)
             found = found_in(collator.template, example)
+            found |= SCALED * is_scaled_down(example, shapes[key], collator.media)
             head = zlib.crc32(repr(collator.sharing_key(example)).encode()) >> 1 if found & PLACED else 0
             try:
                 media = media_tokens(example, shapes[key])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from vlmexp.data.video_readers import VideoHeader
 from vlmexp.data.videos import Clip, VideoOptions, frame_numbers, load_video, video_header
 
 T = TypeVar("T")
+_NEAR = 0.9  # of the most pixels; what is scaled down to them has about as many
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ class MediaOptions:
     image: ImageOptions = field(default_factory=ImageOptions)
     video: VideoOptions = field(default_factory=VideoOptions)
     by_marks: bool = False
+
+
+def is_scaled_down(example: Example, shape: Shape, options: MediaOptions) -> bool:
+    """Whether an image of an example of this shape has more pixels than may reach the processor."""
+    most = options.image.max_pixels
+    is_near = any(not isinstance(size, ClipShape) and math.prod(size) > _NEAR * most for size in shape)
+    return is_near and any(math.prod(image_size(path)) > most for path in shown_media(example, options)[0])
 
 
 def shown_media(example: Example, options: MediaOptions) -> tuple[list[Path], list[Path]]:

@@ -1,4 +1,4 @@
-"""What is to be said about the texts of examples: marks of media in them, and texts that the model must not read."""
+"""What is to be said about examples: marks of media in texts, texts that the model must not read, images too large."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlmexp.data.example import Example
 from vlmexp.data.marks import MARK, Parts
 
 # Bits of a number that tells what is found in an example.
-PLACED, LEFT, REPEATED, SPACED = 1, 2, 4, 8
+PLACED, LEFT, REPEATED, SPACED, SCALED = 1, 2, 4, 8, 16
 
 
 def found_in(template: PromptTemplate, example: Example) -> int:
@@ -41,6 +41,11 @@ def remarks(found: np.ndarray, template: PromptTemplate) -> Iterator[str]:
         yield (
             f"In {share(LEFT)} a text holds <image> or <video>, or a numbered one, and not as many as there are media"
             f"{where}: it stays text, and the media stand where collator.messages have them."
+        )
+    if (found & SCALED).any():
+        yield (
+            f"In {share(SCALED)} an image has more pixels than collator.image_processing.max_pixels and is scaled down "
+            "to so many."
         )
     if (found & REPEATED).any():
         yield (
