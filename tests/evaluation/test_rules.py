@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.golden.__main__ import PURPOSES, run
+from tests.golden.conventions import DIFFERS, OF, page
 from vlmexp.errors import UserError
 from vlmexp.evaluation.metrics import METRICS, VALUES, vqa_accuracy
 from vlmexp.evaluation.row import Row
 from vlmexp.evaluation.rules import boxes, letters, matching, yes_no
 from vlmexp.evaluation.score import summarise
+from vlmexp.main import CONFIG_DIR
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "benchmarks"
 
@@ -23,6 +25,13 @@ def test_the_golden_rows(capsys):
     assert len([line for line in lines if "prompts 40/40, scores 40/40" in line]) == 21
     told = " ".join(lines)
     assert all(name in told for name in PURPOSES)
+
+
+def test_the_page_of_conventions_is_that_of_the_data_sets():
+    """Made anew by `python -m tests.golden.conventions > conf/dataset/README.md`."""
+    assert (CONFIG_DIR / "dataset" / "README.md").read_text(encoding="utf-8") == page()
+    assert set(DIFFERS) <= set(OF)
+    assert {reason for reasons in DIFFERS.values() for reason in reasons} == set(PURPOSES)
 
 
 def test_what_differs_on_purpose():
