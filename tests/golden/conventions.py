@@ -28,8 +28,8 @@ them. `collator.system_prompt=TEXT` goes before an instruction, `collator.messag
 `evaluation.metrics`, `evaluation.max_new_tokens` before the metrics and the limit. Prompts and rules are those of
 lmms-eval 0.7, and so are limits where it sets one (not for `textvqa`, `okvqa`, `vizwiz`, `seedbench`, `mmstar` and
 `refcoco`). Golden rows that it has scored are in `tests/golden/benchmarks`; `python -m tests.golden FOLDER` compares
-others. A question, a hint or choices that are empty leave their piece of the prompt out. This page is made from the YAML
-files by `python -m tests.golden.conventions`.
+others. A question, a hint or choices that are empty leave their piece of the prompt out. This page is made from the
+YAML files by `python -m tests.golden.conventions`.
 
 | `dataset=` | split | prompt | metrics | tokens | differs on purpose |
 |---|---|---|---|---|---|
