@@ -41,9 +41,8 @@ model, processor = AutoModelForImageTextToText.from_pretrained(folder).eval(), A
 answers = []
 for row in json.loads(data.read_text()):
     content = [
-        {"type": "text", "text": "Answer briefly."},
         {"type": "image"},
-        {"type": "text", "text": row["question"]},
+        {"type": "text", "text": row["question"] + "\nAnswer briefly."},
     ]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(text=[prompt], images=[Image.open(row["image"])], return_tensors="pt")
