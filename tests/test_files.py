@@ -110,7 +110,7 @@ def test_lines_that_are_cut_or_damaged(tmp_path):
     assert readable_rows(tmp_path / "nothing") == ([], 0)
     path.write_text('{"a": 1}\n{"b": ')
     assert read_jsonl(path) == [{"a": 1}]
-    for text in ('{"a": 1}\n{"b": ', '{"a": 1}\n{"b": 2}', ""):
+    for text in ('{"a": 1}\n{"b": ', '{"a": 1}\n{"b": 2}'):
         path.write_text(text)
         with pytest.raises(DamagedFile, match=r"lines.jsonl is damaged \(its last line has no end\): restore it"):
             read_jsonl(path, growing=False)

@@ -17,6 +17,7 @@ from vlmexp.files import read_json, write_json
 from vlmexp.launch.sweep import Sweep
 from vlmexp.pipeline import pipeline
 from vlmexp.runs import Run
+from vlmexp.storage import ImpossibleName
 
 pytestmark = pytest.mark.slow
 
@@ -65,9 +66,9 @@ def sweep(compose, vqa_files, tmp_path) -> Path:
         if point.point == KILLED:
             kill_point(config, run_directory, point.overrides)
         elif point.point == FAILED:
-            (run_directory / "model").parent.mkdir()
-            (run_directory / "model").write_text("a file where a folder has to go")
-            with pytest.raises(NotADirectoryError):
+            run_directory.mkdir()
+            (run_directory / "checkpoints").write_text("a file where a folder has to go")
+            with pytest.raises(ImpossibleName):
                 run_point(config, run_directory, point.overrides)
         else:
             run_point(config, run_directory, point.overrides)
@@ -83,7 +84,7 @@ def test_twelve_points_are_compared(sweep, compose, capsys, tmp_path):
     rows = list(csv.DictReader(io.StringIO(said("compare.format=csv"))))
     assert [row["run"] for row in rows[10:]] == [str(FAILED), str(KILLED)]
     assert [row["status"] for row in rows] == ["done"] * 10 + ["failed", "lost"]
-    assert rows[10]["note"].startswith("NotADirectoryError")
+    assert rows[10]["note"].startswith("ImpossibleName")
     assert rows[11]["note"].startswith("silent for ")
     assert {row["interval"] for row in rows[:10]} == {"bootstrap"}
     scores = [float(row["vqa_accuracy"]) for row in rows[:10]]

@@ -122,6 +122,7 @@ def test_resume_runs_the_old_code_or_the_new(submit: Submit, slurm: Cluster, tmp
     def writes(version: str) -> None:
         stage.write_text(
             "from pathlib import Path\n"
+            "def check_options(config): pass\n"
             "def pipeline(config, run):\n"
             f"    if not Path('mended').exists(): raise RuntimeError('out of luck, {version}')\n"
             f"    return {{'metric': {version}}}\n"

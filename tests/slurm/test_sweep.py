@@ -111,7 +111,8 @@ def test_every_kind_of_end(submit: Submit, slurm: Cluster, tmp_path: Path):
     assert ends == [told, told, untold, untold, ["done"]]
     resumed = [record["stages"]["train"]["resumed_from"] for _, record in sorted(records(sweep).items())]
     assert all(resumed[:2])
-    assert resumed[3:] == ["checkpoint-5", None]
+    assert resumed[3] in ("checkpoint-5", "checkpoint-10", "checkpoint-15")  # it trained on while it was being killed
+    assert resumed[4] is None
     for name in names:
         for file in ("model/adapter_model.safetensors", "deployment_model/model.safetensors"):
             assert (runs[name] / file).read_bytes() == (runs["calm"] / file).read_bytes(), (name, file)
