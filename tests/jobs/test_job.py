@@ -42,7 +42,7 @@ answers = []
 for row in json.loads(data.read_text()):
     content = [
         {"type": "image"},
-        {"type": "text", "text": row["question"] + "\nAnswer briefly."},
+        {"type": "text", "text": row["question"] + "\\nAnswer briefly."},
     ]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(text=[prompt], images=[Image.open(row["image"])], return_tensors="pt")
