@@ -233,7 +233,9 @@ def other_things(seed: int) -> dict[str, Maker]:
         "transport stream": lambda p: remuxed(drawn(p / "b.mp4", 30), p / "a.ts"),
         "flv": lambda p: remuxed(drawn(p / "b.flv", 30, codec="flv1"), p / "a.flv"),
         "name with %": lambda p: drawn(p / "a%03d.mp4", 8),
-        "name as an address": lambda p: p / "http:" / "127.0.0.1:9" / "a.mp4",
+        "name as an address": lambda p: (
+            ((p / "http:" / "127.0.0.1:9").mkdir(parents=True), p)[1] / "http:" / "127.0.0.1:9" / "a.mp4"
+        ),
         "name as a list": lambda p: written(p / "concat:a|b.mp4", b"x"),
         "link to /dev/zero": lambda p: linked(p, "/dev/zero"),
         "link to /proc/kmsg": lambda p: linked(p, "/proc/kmsg"),
