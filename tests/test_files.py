@@ -103,6 +103,13 @@ def test_a_line_is_added_behind_the_last_whole_one(tmp_path, before, after):
     assert path.read_text() == after + '{"c": "ü"}\n'
 
 
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(NotADirectoryError), new_folder(tmp_path / "model"):
+        pass
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model", "mine")]
+
+
 def test_lines_that_are_cut_or_damaged(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"a": 1}\n' + bytes(20) + b'\n[3]\n{"b": 2}\n{"c"')
@@ -110,7 +117,7 @@ def test_lines_that_are_cut_or_damaged(tmp_path):
     assert readable_rows(tmp_path / "nothing") == ([], 0)
     path.write_text('{"a": 1}\n{"b": ')
     assert read_jsonl(path) == [{"a": 1}]
-    for text in ('{"a": 1}\n{"b": ', '{"a": 1}\n{"b": 2}'):
+    for text in ('{"a": 1}\n{"b": ', '{"a": 1}\n{"b": 2}', ""):
         path.write_text(text)
         with pytest.raises(DamagedFile, match=r"lines.jsonl is damaged \(its last line has no end\): restore it"):
             read_jsonl(path, growing=False)

@@ -202,7 +202,7 @@ def test_links_lead_nowhere_else(stored, tmp_path):
     directory = stored("seed=3")
     logs = directory / "wandb" / "offline-run-20261127_173447-x1" / "logs"
     logs.mkdir(parents=True)
-    (logs / "debug-core.log").symlink_to("/root/.cache/wandb/logs/core.log")  # as W&B makes them
+    (logs / "debug-core.log").symlink_to("/home/somebody/.cache/wandb/logs/core.log")  # as W&B makes them
     (directory / "wandb" / "latest-run").symlink_to(logs.parent.name)
     arguments = [f"run={directory}", "stage=train"]
     command_line.inherit_from_run(arguments, CONFIG_DIR)

@@ -143,7 +143,7 @@ def read_jsonl(path: Path, growing: bool = True) -> list[Any]:
         return []
     try:
         text = path.read_text(encoding="utf-8")
-        if not growing and text and not text.endswith("\n"):
+        if not growing and not text.endswith("\n"):
             raise ValueError("its last line has no end")
         # Not splitlines(): a text may hold U+2028 and other ends of lines, which JSON leaves as they are.
         return [_parsed(line) for line in text.split("\n")[:-1]]
@@ -177,6 +177,8 @@ def is_locked(path: Path) -> bool:
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that takes the place of `path` when the block ends without an error."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))  # somebody's file stays
     temporary, before = _partial(path), path.with_name(f".{path.name}.before")
     if before.exists() and not path.exists():  # of a process that was killed between the two names
         replace(before, path)

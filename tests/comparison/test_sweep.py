@@ -66,9 +66,9 @@ def sweep(compose, vqa_files, tmp_path) -> Path:
         if point.point == KILLED:
             kill_point(config, run_directory, point.overrides)
         elif point.point == FAILED:
-            run_directory.mkdir()
-            (run_directory / "checkpoints").write_text("a file where a folder has to go")
-            with pytest.raises(ImpossibleName):
+            (run_directory / "model").parent.mkdir()
+            (run_directory / "model").write_text("a file where a folder has to go")
+            with pytest.raises(ImpossibleName, match="a part of it is a file"):
                 run_point(config, run_directory, point.overrides)
         else:
             run_point(config, run_directory, point.overrides)

@@ -182,15 +182,17 @@ def test_a_damaged_record_hides_no_other_point(ended, capsys):
 
 
 def test_points_that_have_vanished_are_named(ended, capsys):
-    (ended.directory / "points.jsonl").write_text("")
+    first, _ = (ended.directory / "points.jsonl").read_text().splitlines()
+    (ended.directory / "points.jsonl").write_text(f"{first}\n")
     status(["stage=status", f"sweep={ended.directory}"])
-    assert "points.jsonl has lost points that were submitted (0, 1)" in capsys.readouterr().err
+    assert "points.jsonl has lost points that were submitted (1)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("name", "text", "part"),
     [
         ("launch.json", "{", r"launch.json is damaged \(.*\): restore it"),
+        ("points.jsonl", "", r"points.jsonl is damaged \(its last line has no end\): restore it"),
         ("points.jsonl", "{\n", r"points.jsonl is damaged \(.*\): restore it"),
         ("launch.json", None, "launch.json is not there.*: start the sweep's own command again with hydra.sweep.dir="),
     ],
