@@ -147,6 +147,21 @@ def share(predictions: list[str], answers: list[list[str]], rows: list[Row]) -> 
     return {"share": sum(row.metadata["kind"] == "easy" for row in rows) / len(rows), "none": None}
 
 
+class Kept(list):
+    """A metric that is an object, and one without a hash."""
+
+    def __call__(self, prediction: str, answers: list[str], row: Row) -> float:
+        return float(row.id == "7")
+
+
+kept = Kept()
+
+
+def test_a_metric_may_be_an_object_without_a_hash():
+    _, summary = summarise(["a"], [Row(("a",), id="7")], ["tests.evaluation.test_rules.kept"])
+    assert summary["metrics"] == {"kept": 1.0}
+
+
 def test_ones_own_metrics_see_the_row():
     rows = [Row(("a",), question="?", choices=("a",), metadata={"kind": kind}) for kind in ("easy", "hard")]
     own = "tests.evaluation.test_rules"

@@ -119,7 +119,16 @@ def _imported(name: str) -> Callable[..., Any]:
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:
-    """The names of what a function takes without naming it; of one that Python cannot look into, the first two."""
+    """The names of what a function takes without naming it; they are asked for with every example."""
+    try:
+        return _looked_up(function)
+    except TypeError:  # an object that has no hash
+        return _looked_up.__wrapped__(function)
+
+
+@cache
+def _looked_up(function: Callable[..., Any]) -> list[str]:
+    """The same; of a function that Python cannot look into, the first two."""
     try:
         found = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
