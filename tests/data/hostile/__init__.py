@@ -1,5 +1,1 @@
 """Media and data files made to break what reads them; `python -m tests.data.hostile` runs them all."""
-
-import os
-
-os.environ.setdefault("TQDM_DISABLE", "1")

@@ -5,9 +5,12 @@ python -m tests.data.hostile [--only REGEX] [--kinds image,video,table] [--seed 
 
 from __future__ import annotations
 
+import os
+
+os.environ["TQDM_DISABLE"] = "1"  # tqdm looks when it is imported; set here alone: other tests look at the bars
+
 import argparse
 import json
-import os
 import re
 import resource
 import select
