@@ -18,6 +18,7 @@ NEEDS = {
     "dataset=conversations": ["dataset.options.train=train.jsonl", "collator=chat"],
     "collator=chat": ["dataset=conversations", "dataset.options.train=train.jsonl"],
     "dataset=msrvtt_qa": ["dataset.options.root=msrvtt", "collator=video"],
+    "dataset=videomme": ["dataset.options.root=videomme", "collator=video", "stage=eval_base"],
     "dataset=flickr8k": ["collator=caption"],
 }
 

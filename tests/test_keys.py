@@ -41,7 +41,7 @@ dataset.metadata dataset.metrics dataset.max_new_tokens dataset.prompt dataset.i
 dataset.open_instruction dataset.kept dataset.on_duplicates dataset.convert
 evaluation.split evaluation.max_examples evaluation.metrics evaluation.max_new_tokens evaluation.blind
 evaluation.blind_examples evaluation.generation evaluation.answers evaluation.choices evaluation.max_choices
-evaluation.rank_per_token
+evaluation.rank_per_token evaluation.reasoning_tags
 train.vision_learning_rate train.projector_learning_rate train.eval_generation_examples train.early_stopping_patience
 train.tokens_per_batch
 train.per_device_train_batch_size train.num_train_epochs train.max_steps train.learning_rate train.lr_scheduler_type

@@ -19,6 +19,7 @@ from yaml import YAMLError
 from vlmexp import confidential, distributed, quoting, trust
 from vlmexp import config as schema
 from vlmexp.config import Config
+from vlmexp.data.vqav2 import SCRIPT
 from vlmexp.errors import UserError, closest
 from vlmexp.runs import refuse_other_config, require_run
 
@@ -60,6 +61,7 @@ PRINTING_FLAGS = (
 OWN_FILES = ("--config-dir", "-cd", "--config-path", "-cp")
 # Options of libraries, which have defaults of their own for what is not given.
 _MAY_BE_TAKEN_AWAY = tuple(f"{leaf}." for leaf in schema.OPEN_LEAVES if leaf != "dataset.columns")
+_OPTIONS_OF_THE_HUB = tuple(f"dataset.options.{name}" for name in ("path", "name", "revision"))
 GROUPS = ("model", "dataset", "collator", "peft", "train", "evaluation", "tracking")
 
 
@@ -145,6 +147,24 @@ def sweep_flag_first(arguments: list[str]) -> list[str]:
 def choose_experiments(arguments: list[str]) -> list[str]:
     """The arguments with `experiment=` for `+experiment=`: the group is in the defaults list, where Hydra adds none."""
     return [text.removeprefix("+") if key_of(text) == "experiment" else text for text in arguments]
+
+
+def script_of_the_hub_replaced(arguments: list[str]) -> list[str]:
+    """The arguments with `dataset=vqav2` for `dataset=hub` with the Hub's id of the same data, which is said.
+
+    The id is typed, in DATASET, or the default; options that only a data set of the Hub takes are left out.
+    """
+    chosen = {key_of(text): quoting.text_of(text.partition("=")[2]) for text in overrides(arguments)}
+    path = chosen.get("dataset.options.path") or os.environ.get("DATASET") or SCRIPT
+    if chosen.get("dataset") != "hub" or path != SCRIPT:
+        return arguments
+    print(
+        f"vlmexp: {SCRIPT} is a script on the Hub, which the datasets library runs no more; dataset=vqav2 takes its "
+        "place, with the same data from the official archives.",
+        file=sys.stderr,
+    )
+    kept = [text for text in arguments if key_of(text) not in _OPTIONS_OF_THE_HUB]
+    return ["dataset=vqav2" if key_of(text) == "dataset" else text for text in kept]
 
 
 def is_single_run(arguments: list[str]) -> bool:

@@ -218,6 +218,9 @@ class Evaluation:
     blind: str = "shuffle"  # shuffle | blank | none: what the fine-tuned model answers to other or to white images
     blind_examples: int = count(1000)  # how many questions of the sample are asked again so
     generation: dict[str, Any] = field(default_factory=dict)  # further arguments of generate()
+    reasoning_tags: list[str] = field(
+        default_factory=lambda: ["think", "analysis"], metadata=bounds(distinct=True)
+    )  # what stands between <think> and </think> is no part of an answer
     answers: str = "generate"  # generate | rank: what the model says, or the likeliest of `choices`
     choices: list[str] | None = None  # to rank; null: the row's own (dataset.columns.choices), else train's
     max_choices: int = count(100, least=2)  # of the train split's answers: the most common

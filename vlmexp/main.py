@@ -214,6 +214,7 @@ def main() -> None:
         command_line.read_dotenv()
         command_line.refuse_secrets(sys.argv[1:])
         sys.argv[1:] = command_line.choose_experiments(command_line.sweep_flag_first(sys.argv[1:]))
+        sys.argv[1:] = command_line.script_of_the_hub_replaced(sys.argv[1:])
         mistyped.refuse_lookalikes(sys.argv[1:])
         mistyped.refuse_flags(sys.argv[1:])
         mistyped.refuse_numbers_for_switches(sys.argv[1:])

@@ -116,7 +116,7 @@ _RULES: dict[str, Rule] = {
     "evaluation.generation": _is_number,
     **{f"evaluation.{name}": _is_data for name in (
         "split", "batch_size", "max_examples", "max_new_tokens", "blind", "blind_examples", "answers", "choices",
-        "max_choices", "rank_per_token", "invariance_examples",
+        "max_choices", "rank_per_token", "invariance_examples", "reasoning_tags",
     )},
     **{f"tracking.{name}": _is_data for name in ("report_to", "project", "entity", "name", "mode", "predictions")},
     "export.parity_examples": _is_data, "export.push": _is_data, "export.private": _is_data,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import example
+from tests.data.clips import clip
 from tests.golden.__main__ import BENCHMARKS
 from vlmexp.config import used_columns
 from vlmexp.data.prepare import Prepared, prepare
@@ -143,6 +145,59 @@ def test_the_captions_of_a_photograph(tmp_path, compose):
     assert [list(row.answers) for row in rows] == captions
     _, summary = summarise(["a dog runs", "a bus"], rows, config.dataset.metrics)
     assert summary["metrics"]["coco_bleu1"] == pytest.approx(0.8187307, abs=1e-6)  # 5 of 5 words, of 6: exp(1 - 6/5)
+
+
+def test_both_kinds_of_questions_that_need_knowledge(tmp_path, compose):
+    """A question that is hard without its choices is asked with them alone."""
+    rows = [
+        {"question_id": "a", "image": picture(1), "question": "what flies?", "choices": ["a cow", "a kite"],
+         "correct_choice_idx": 1, "direct_answers": "['kite', 'kite', 'Kite', 'bird']",
+         "difficult_direct_answer": False},
+        {"question_id": "b", "image": picture(2), "question": "what is it?", "choices": ["a cow", "a dog"],
+         "correct_choice_idx": 0, "direct_answers": "['cow', 'ox', 'bull', 'calf']", "difficult_direct_answer": True},
+    ]  # fmt: skip
+    table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    (tmp_path / "replica").mkdir()
+    table.to_parquet(tmp_path / "replica" / "validation.parquet")
+
+    def scored(dataset: str, *predictions: str) -> dict[str, float]:
+        path = f"dataset.options.path={tmp_path / 'replica'}"
+        config = compose(f"dataset={dataset}", "stage=eval_base", path)
+        found = [row_of(one) for one in load_split(config, prepared_from(config, tmp_path / "data"), "test")]
+        return summarise(predictions, found, config.dataset.metrics)[1]["metrics"]
+
+    assert scored("aokvqa", "B", "B") == {"multiple_choice_accuracy": 0.5}
+    assert scored("aokvqa_direct", "Kite ")["aokvqa_direct_accuracy"] == 1.0
+    assert scored("aokvqa_direct", "bird")["aokvqa_direct_accuracy"] == pytest.approx(1 / 3)
+    assert scored("aokvqa_direct", "a kite")["aokvqa_direct_accuracy"] == 0.0
+
+
+def test_questions_about_videos_with_choices(tmp_path, compose):
+    """Choices that bear their letters already are asked with one letter each."""
+    folder = tmp_path / "published"
+    (folder / "data").mkdir(parents=True)
+    (folder / "videomme").mkdir()
+    shutil.copy(clip("bikes"), folder / "data" / "x7.mp4")
+    options = ["A. Apples.", "B. Dates.", "C. Figs.", "D. Plums."]
+    row = {"videoID": "x7", "question": "What falls?", "options": options, "answer": "C", "duration": "short",
+           "domain": "Life", "task_type": "Counting"}  # fmt: skip
+    datasets.Dataset.from_list([row]).to_parquet(folder / "videomme" / "test-00000-of-00001.parquet")
+    config = compose("dataset=videomme", "collator=video", "stage=eval_base", f"dataset.options.root={folder}")
+    (one,) = load_split(config, prepared_from(config, tmp_path / "data"), "test")
+    assert one.videos == (folder / "data" / "x7.mp4",)
+    assert one.choices == ("Apples.", "Dates.", "Figs.", "Plums.")
+    assert one.answers == ("C",)
+    assert one.fields["choices"] == "A. Apples.\nB. Dates.\nC. Figs.\nD. Plums."
+    _, summary = summarise(["C. Figs."], [row_of(one)], config.dataset.metrics, config.dataset.metadata)
+    assert summary["by"]["duration"]["short"]["metrics"] == {"multiple_choice_accuracy": 1.0}
+
+
+def test_rows_are_chosen_by_their_columns():
+    rows = [{"kind": "image", "n": 1}, {"kind": "video", "n": 2}, {"kind": None, "n": 3}]
+    assert [row["n"] for row in shaped(rows, where={"kind": "video"})] == [2]
+    assert [row["n"] for row in shaped(rows, where={"kind": ["video", "image"], "n": "1"})] == [1]
+    with pytest.raises(UserError, match=r"dataset.options.where 'kinds' does not exist; did you mean 'kind'"):
+        list(shaped(rows, where={"kinds": "video"}))
 
 
 def test_text_is_edited():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import textwrap
 from pathlib import Path
 
 import datasets
@@ -12,6 +13,7 @@ from PIL import Image
 
 from vlmexp.data.examples import Examples
 from vlmexp.data.prepare import Prepared, prepare
+from vlmexp.errors import UserError
 
 COLUMNS = {"image": "image", "question": "question", "answer": "answer"}
 COLORS = ("red", "green", "blue", "black")
@@ -69,6 +71,37 @@ def test_a_saved_split_without_rows_is_taken_out_of_train(tmp_path, draw):
     data = prepared(tmp_path, tmp_path / "saved", ("train", "test"))
     assert data.manifest["counts"] == {"train": 2, "validation": 1, "test": 1}
     assert data.manifest["split_rule"]["test"].startswith("0.25 of the images of 'train'")
+
+
+def test_only_the_splits_that_are_named_are_read(tmp_path, draw):
+    """Beside one that is no table at all; what the card tells of the one that is named still holds."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    table(draw).to_parquet(folder / "val.parquet")
+    (folder / "train.parquet").write_bytes(b"no table")
+    card = """
+        ---
+        configs:
+        - config_name: default
+          data_files: [{split: train, path: train.parquet}, {split: val, path: val.parquet}]
+        dataset_info:
+          splits: [{name: train, num_bytes: 9, num_examples: 9}, {name: val, num_bytes: 9, num_examples: 4}]
+        ---
+    """
+    (folder / "README.md").write_text(textwrap.dedent(card).lstrip())
+    data = prepare_test(tmp_path, folder, "val")
+    assert asked(data, "test") == EXPECTED
+    with pytest.raises(UserError, match=r"published could not be loaded: .*"):
+        prepare_test(tmp_path, folder, "train")
+    (folder / "README.md").write_text(textwrap.dedent(card).lstrip().replace("num_examples: 4", "num_examples: 5"))
+    with pytest.raises(UserError, match=r"published could not be loaded: NonMatchingSplitsSizesError"):
+        prepare_test(tmp_path, folder, "val")
+
+
+def prepare_test(tmp_path: Path, folder: Path, split: str) -> Prepared:
+    wanted = {"train": None, "validation": None, "test": split}
+    options = {"path": str(folder)}
+    return prepare(tmp_path / "data", "one", "1", "hub", options, wanted, 0, 0, 0, COLUMNS, needs_train=False)
 
 
 def test_classes_are_trained_on_by_name(tmp_path):

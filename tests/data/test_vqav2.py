@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.conftest import only_run
+from vlmexp.command_line import script_of_the_hub_replaced
 from vlmexp.data.download import download, unpack
 from vlmexp.data.examples import Examples
 from vlmexp.data.prepare import Prepared, prepare
@@ -25,6 +27,7 @@ from vlmexp.runs import Run
 from vlmexp.training.stage import train
 
 COLUMNS = {"image": "image", "question": "question", "answer": "answers"}
+OTHER = "dataset.options.path=a/b"
 TEN = ["yes"] * 6 + ["no"] * 3 + ["maybe"]
 
 
@@ -352,6 +355,36 @@ def test_an_archive_of_something_else(tmp_path):
         archive.writestr("readme.txt", b"")
     with pytest.raises(UserError, match="holds no images"):
         unpack(tmp_path / "a.zip", tmp_path, "images")
+
+
+def test_the_same_data_as_a_script_of_the_hub(cli, tmp_path):
+    """Where the Hub's id of it is the default, it is answered from the official archives, which is said."""
+    done = cli("dataset=hub", "stage=download", f"dataset.options.root={replica(tmp_path / 'replica')}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("HuggingFaceM4/VQAv2 is a script on the Hub") == 1
+    record = read_json(only_run(tmp_path) / "run.json")
+    assert record["data"]["name"] == "vqav2"
+    assert record["data"]["counts"]["test"] == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "expected"),
+    [
+        (["dataset=hub", "seed=1"], None, ["dataset=vqav2", "seed=1"]),
+        (["dataset=hub"], "HuggingFaceM4/VQAv2", ["dataset=vqav2"]),
+        (["dataset=hub", "dataset.options.path='HuggingFaceM4/VQAv2'"], "a/b", ["dataset=vqav2"]),
+        (["dataset=hub", "dataset.options.revision=main"], None, ["dataset=vqav2"]),
+        (["dataset=hub"], "a/b", ["dataset=hub"]),
+        (["dataset=hub", OTHER], "HuggingFaceM4/VQAv2", ["dataset=hub", OTHER]),
+        (["dataset=gqa"], None, ["dataset=gqa"]),
+        ([], "HuggingFaceM4/VQAv2", []),
+    ],
+)  # fmt: skip
+def test_which_id_is_the_script(given, environment, expected, monkeypatch):
+    monkeypatch.delenv("DATASET", raising=False)
+    if environment:
+        monkeypatch.setenv("DATASET", environment)
+    assert script_of_the_hub_replaced(given) == expected
 
 
 def test_from_download_to_evaluation(compose, tmp_path):

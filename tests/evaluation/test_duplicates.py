@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from vlmexp.data.example import Example
 from vlmexp.data.prepare import Prepared
 from vlmexp.evaluation.duplicates import score_without_duplicates
+from vlmexp.evaluation.row import Row
 from vlmexp.report import duplicates_in_words, print_scores
 
 METRICS = ["exact_match", "bleu"]
@@ -25,8 +24,8 @@ def prepared(tmp_path) -> Prepared:
     return Prepared(tmp_path, {"request": {"columns": {"image": "image", "question": "q"}}})
 
 
-def rows(count: int = 10) -> list[Example]:
-    return [Example(f"test-{number}", {"question": "q?"}, ("yes",), (Path("a.png"),)) for number in range(count)]
+def rows(count: int = 10) -> list[Row]:
+    return [Row(("yes",), f"test-{number}", "q?", shared="a.png") for number in range(count)]
 
 
 def result(duplicates: dict | None, value: float = 0.5) -> dict:

@@ -7,6 +7,7 @@ from tests.conftest import example
 from vlmexp.collator.lengths import fit
 from vlmexp.errors import UserError
 from vlmexp.evaluation.generate import Reply, generate_answers
+from vlmexp.evaluation.row import row_of
 
 
 def test_a_batch_answers_what_each_example_alone_would(make_collator, model, draw):
@@ -137,7 +138,17 @@ def test_an_answer_ends_before_a_stop_string(make_collator, model, draw):
     options = {"stop_strings": [word]}
     (text,) = generate_answers(model, make_collator(), items, [1], 1, 12, options, on_batch=kept.update)
     assert text == whole[: whole.index(word)].strip()
-    assert kept == {0: Reply(text, cut=False)}
+    assert kept == {0: Reply(text, cut=False, said=text)}
+
+
+def test_reasoning_is_no_part_of_an_answer(make_collator, model, draw, monkeypatch):
+    collator, kept = make_collator(), dict[int, Reply]()
+    monkeypatch.setattr(type(collator.template.control), "said", lambda *_: "<think>A dog? No.</think>\n a <b>cat</b>")
+    items = [example("what is it?", "", draw("red"))]
+    assert generate_answers(model, collator, items, [1], 1, 2, on_batch=kept.update) == ["a <b>cat</b>"]
+    assert kept[0].said == "<think>A dog? No.</think>\n a <b>cat</b>"
+    assert generate_answers(model, collator, items, [1], 1, 2, reasoning_tags=["b"]) == ["<think>A dog? No.</think>\n a"]
+    assert row_of(example("q?", ["<think>w</think> cat", " dog "])).answers == ("cat", " dog ")
 
 
 def test_answers_do_not_depend_on_what_is_prepared_beforehand(make_collator, model, draw):

@@ -22,6 +22,7 @@ def test_the_golden_rows(capsys):
     assert run(GOLDEN) == []
     lines = capsys.readouterr().out.splitlines()
     assert "pope: prompts 40/40, scores 40/40, aggregates 5/5" in lines
+    assert "reasoning_tags: texts 13/13" in lines
     assert len([line for line in lines if "prompts 40/40, scores 40/40" in line]) == 21
     told = " ".join(lines)
     assert all(name in told for name in PURPOSES)

@@ -259,7 +259,9 @@ def test_answers_are_as_long_as_the_longest_accepted_one(compose, described, tmp
         config = compose("stage=eval_base", *described, *overrides)
         with Run.open(tmp_path / folder, config, []) as run:
             eval_base(config, run)
-        return stored(tmp_path / folder)[0]["generation"]
+        found = stored(tmp_path / folder)[0]["generation"]
+        assert found.pop("reasoning_tags") == ["think", "analysis"]
+        return found
 
     assert generation("found") == {
         "max_new_tokens": 32, "do_sample": False,

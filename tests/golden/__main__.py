@@ -28,6 +28,7 @@ from vlmexp.data.refcoco import refcoco_rows
 from vlmexp.data.shaping import shaped
 from vlmexp.evaluation.coco_caption import coco_caption
 from vlmexp.evaluation.metrics import corpus_cider, vqa_accuracy, vqa_accuracy_2015
+from vlmexp.evaluation.reasoning import without_reasoning
 from vlmexp.evaluation.row import row_of
 from vlmexp.evaluation.score import Scores, summarise
 from vlmexp.evaluation.words import folded
@@ -249,7 +250,7 @@ def _summary(said: Sequence[str], examples: Sequence[Example], config: Config) -
 def _example(row: dict[str, Any], number: int, config: Config) -> Example:
     """A published row as the product reads it, without its image."""
     options = config.dataset.options
-    named = {name: options[name] for name in ("gathered", "edits", "each", "choices") if options.get(name)}
+    named = {name: options[name] for name in ("where", "gathered", "edits", "each", "choices") if options.get(name)}
     row = {"id": str(number), **row}
     if config.dataset.source == "refcoco":
         texts = list(refcoco_rows([row], options["form"]))
@@ -286,6 +287,18 @@ def compare_captions(path: Path) -> dict[str, Count]:
     return {"aggregates": count}
 
 
+def compare_reasoning(path: Path) -> dict[str, Count]:
+    """What is left of a response with reasoning between tags."""
+    count = Count()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found = without_reasoning(row["raw"].strip())
+        count.add(
+            found == row["stripped"], f"reasoning_tags: {row['raw']!r} gives {found!r}, and there {row['stripped']!r}"
+        )
+    return {"texts": count}
+
+
 def compare_rules(path: Path) -> dict[str, Count]:
     """Both VQA accuracies against EvalAI's and the official code's."""
     now, then = Count(), Count()
@@ -309,6 +322,8 @@ def run(folder: Path) -> list[str]:
             found.append((name, compare(name, folder, config, build_collator(config, processor).template)))
     if (folder / "captions.json").is_file():
         found.append(("captions", compare_captions(folder / "captions.json")))
+    if (folder / "reasoning_tags.jsonl").is_file():
+        found.append(("reasoning_tags", compare_reasoning(folder / "reasoning_tags.jsonl")))
     for rules in ("vqa_rules_extra", "vqa_accuracy"):
         if (folder / f"{rules}.jsonl").is_file():
             found.append((rules, compare_rules(folder / f"{rules}.jsonl")))

@@ -12,7 +12,7 @@ from vlmexp.config import Dataset
 from vlmexp.main import CONFIG_DIR
 
 OF = {benchmark.dataset: name for name, benchmark in BENCHMARKS.items()}
-WITHOUT_GOLDEN_ROWS = ("aokvqa", "coco_captions", "flickr30k")
+WITHOUT_GOLDEN_ROWS = ("aokvqa", "aokvqa_direct", "coco_captions", "flickr30k", "msrvtt_qa", "videomme")
 DIFFERS = {
     "vqav2": ("one answer", "vqav2", "signs beyond ASCII"),
     **dict.fromkeys(("textvqa", "okvqa", "vizwiz"), ("one answer", "signs beyond ASCII")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ _NOTHING = (None, "", "nan")  # what tables write where a row has fewer choices 
 
 def shaped(
     rows: Iterable[Row],
+    where: Mapping[str, Any] | None = None,
     gathered: Mapping[str, Sequence[str]] | None = None,
     edits: Mapping[str, Sequence[str]] | None = None,
     each: str | None = None,
@@ -26,17 +28,18 @@ def shaped(
     """The rows with these changes, in this order.
 
     Args:
+        where: column -> the value that it has in the rows that are kept, or a list of such, compared as texts.
         gathered: column to add -> the columns whose values it lists, empty ones left out: `{options: [A, B, C, D]}`.
         edits: column -> what is done to its text: `strip`, `capitalize` (which makes all other letters small, as
             Python's does), `without TEXT`, which takes it away, or `empty TEXT`, if that is all.
         each: a column of lists, whose items each make a row.
         choices: the columns `{question, choices, answer}` of questions with a list of choices, or the text of one, and
             the right one's letter, or its number counted from 0. Rows get two more columns: `question_and_choices`,
-            the question with a line for each choice, and `letter`, the right one's. Without choices the question and
-            the answer stay as they are.
+            the question with a line for each choice, and `letter`, the right one's. Letters that the choices bear
+            already (`A. red`) are theirs no more. Without choices the question and the answer stay as they are.
 
     Raises:
-        UserError: an edit that there is not.
+        UserError: an edit that there is not, or `where` names a column that there is not.
     """
     for column, names in (edits or {}).items():
         for name in names:
@@ -46,6 +49,7 @@ def shaped(
     return (
         _lettered(new, **choices) if choices else new
         for row in rows
+        if _is_kept(row, where or {})
         for new in _each(_edited(_gathered(row, gathered or {}), edits or {}), each)
     )
 
@@ -61,6 +65,16 @@ def joined(rows: Iterable[Row], other: Iterable[Row], left: str, right: str, col
         if row[left] not in partners:
             raise UserError(f"dataset.options.join: no row of the other table has {right}={row[left]!r}.")
         yield row | partners[row[left]]
+
+
+def _is_kept(row: Row, where: Mapping[str, Any]) -> bool:
+    for column, wanted in where.items():
+        if column not in row:
+            raise unknown("dataset.options.where", column, row)
+        values = wanted if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
+        if str(row[column]) not in map(str, values):
+            return False
+    return True
 
 
 def _gathered(row: Row, gathered: Mapping[str, Sequence[str]]) -> Row:
@@ -92,6 +106,8 @@ def _lettered(row: Row, question: str, choices: str, answer: str) -> Row:
     texts = (parsed(given) or []) if isinstance(given, str) else list(given or [])
     if not texts:
         return row | {choices: [], "question_and_choices": row[question], "letter": row[answer]}
+    if all(re.match(rf"\(?{letter(number)}[.):] ", str(text)) for number, text in enumerate(texts)):
+        texts = [str(text).partition(" ")[2] for text in texts]
     lines = f"{row[question]}\n{lettered(texts)}"
     return row | {choices: texts, "question_and_choices": lines, "letter": _letter(row[answer], len(texts))}
 

@@ -8,6 +8,7 @@ YAML names its source by its name here or by a dotted path.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib
 import inspect
@@ -24,7 +25,7 @@ from vlmexp.data.regular_files import Unopened, open_regular
 from vlmexp.data.shaping import joined, shaped
 from vlmexp.data.shards import split_files
 from vlmexp.data.tables import READERS, read_rows
-from vlmexp.data.vqav2 import vqav2, vqav2_files
+from vlmexp.data.vqav2 import SCRIPT, vqav2, vqav2_files
 from vlmexp.errors import UserError, closest, unknown
 from vlmexp.files import digest, read_json
 from vlmexp.quoting import one_text
@@ -76,6 +77,11 @@ def files(
     test: str | Sequence[str] | None = None,
     root: str | None = None,
     paths: Mapping[str, str] | None = None,
+    where: Mapping[str, Any] | None = None,
+    gathered: Mapping[str, Sequence[str]] | None = None,
+    edits: Mapping[str, Sequence[str]] | None = None,
+    each: str | None = None,
+    choices: Mapping[str, str] | None = None,
     media_columns: Iterable[str] = (),
 ) -> dict[str, Rows]:
     """Local jsonl, json, csv, tsv or parquet files; media paths are relative to `root` or else to the file.
@@ -83,9 +89,10 @@ def files(
     Args:
         train, validation, test: a file, a list of files, a pattern such as `data/train-*.parquet`, or a folder.
         paths: column to add -> its text, with the row's own columns in braces: `{clip: "videos/{video_id}.mp4"}`.
+        where, gathered, edits, each, choices: what becomes of the rows, see vlmexp.data.shaping.
     """
 
-    media = list(media_columns)
+    media, paths = list(media_columns), paths or {}
     dotted = [column for column in media if "." in column]
 
     def rows(option: str, given: str | Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -103,8 +110,9 @@ def files(
                 raise UserError(f"dataset.options.{option}={file}: there is no such file (looked at {path.resolve()}).")
             folder = (Path(root).expanduser() if root else path.parent).resolve()
             try:
-                for row in read_rows(path, may_be_empty=len(found) > 1):
-                    row |= {column: _filled(column, text, row, file) for column, text in (paths or {}).items()}
+                there = read_rows(path, may_be_empty=len(found) > 1)
+                named = (row | {add: _filled(add, text, row, file) for add, text in paths.items()} for row in there)
+                for row in shaped(named, where, gathered, edits, each, choices):
                     row = with_nested(row, dotted) if dotted else row
                     yield row | {column: _placed(row[column], folder) for column in media if column in row}
             except ValueError as error:
@@ -143,6 +151,7 @@ def hub(
     path: str,
     name: str | None = None,
     revision: str | None = None,
+    where: Mapping[str, Any] | None = None,
     gathered: Mapping[str, Sequence[str]] | None = None,
     edits: Mapping[str, Sequence[str]] | None = None,
     each: str | None = None,
@@ -156,19 +165,22 @@ def hub(
     `test/`, each with a `metadata.jsonl` or `metadata.csv` whose `file_name` names one.
 
     Args:
-        gathered, edits, each, choices: what becomes of its rows, see vlmexp.data.shaping.
+        where, gathered, edits, each, choices: what becomes of its rows, see vlmexp.data.shaping.
         join: another table of the same place, `{name, left, right, columns}`: the rows get these columns of its row
             whose column `right` equals their own `left`.
     """
-    tables: dict[str, Rows] = {}
-    other = _loaded(path, join["name"], revision) if join else {}
-    for split, table in _loaded(path, name, revision).items():
-        rows = _with_class_names(_without_decoding(table), table.features)
-        if join and split in other:
-            partners = _without_decoding(other[split])
-            rows = joined(rows, partners, join["left"], join["right"], join["columns"])
-        tables[split] = shaped(rows, gathered, edits, each, choices)
-    return tables
+    tables = _tables(path, name, revision)
+    partners = _tables(path, join["name"], revision) if join else {}
+
+    def rows(split: str) -> Iterator[dict[str, Any]]:
+        table = tables[split]()
+        found = _with_class_names(_without_decoding(table), table.features)
+        if join and split in partners:
+            other = _without_decoding(partners[split]())
+            found = joined(found, other, join["left"], join["right"], join["columns"])
+        yield from shaped(found, where, gathered, edits, each, choices)
+
+    return {split: rows(split) for split in tables}
 
 
 def refcoco(path: str, form: str = "normalised", revision: str | None = None) -> dict[str, Rows]:
@@ -179,24 +191,80 @@ def refcoco(path: str, form: str = "normalised", revision: str | None = None) ->
     """
     if form not in FORMS:
         raise unknown("dataset.options.form", form, FORMS)
-    return {
-        split: refcoco_rows(_without_decoding(table), form) for split, table in _loaded(path, None, revision).items()
-    }
+    tables = _tables(path, None, revision)
+
+    def rows(split: str) -> Iterator[dict[str, Any]]:
+        yield from refcoco_rows(_without_decoding(tables[split]()), form)
+
+    return {split: rows(split) for split in tables}
 
 
-def _loaded(path: str, name: str | None, revision: str | None) -> Mapping[str, Any]:
-    """Split -> table."""
+def _tables(path: str, name: str | None, revision: str | None) -> dict[str, Callable[[], Any]]:
+    """Split -> a function that gives its table; no split is fetched or read before it is asked for."""
+    if path == SCRIPT:
+        raise UserError(
+            f"dataset.options.path={path} is a script, which the datasets library runs no more: dataset=vqav2 is the "
+            "same data from the official archives."
+        )
+    with _loading(path):
+        for file in Path(path).rglob("*"):
+            _require_regular(path, file)
+        if (saved := _saved(Path(path))) is not None:
+            return {split: _read_as(path, _from_disk, folder) for split, folder in saved.items()}
+        builder = _builder(path, name, revision)
+        splits = builder.config.data_files or builder.info.splits
+        if not splits:  # of a kind that tells its splits only when it has been read
+            builder.download_and_prepare()
+            splits = builder.info.splits
+        return {str(split): _read_as(path, _one_split, path, name, revision, str(split)) for split in splits}
+
+
+def _builder(path: str, name: str | None, revision: str | None) -> Any:
     import datasets
 
-    for file in Path(path).rglob("*"):
-        _require_regular(path, file)
+    return datasets.load_dataset_builder(path, name, revision=revision, cache_dir=_copies(Path(path)))
+
+
+def _one_split(path: str, name: str | None, revision: str | None, split: str) -> Any:
+    """The table of a split, from the library's copy of the whole, or from a copy of this split alone."""
+    import datasets
+
+    builder = _builder(path, name, revision)
+    copy, files = Path(builder.cache_dir), builder.config.data_files
+    if files and len(files) > 1 and not (copy / datasets.config.DATASET_INFO_FILENAME).exists():
+        builder.config.data_files = type(files)({split: files[split]})
+        if told := builder.info.splits:  # what is said of it is still checked
+            builder.info.splits = datasets.SplitDict({key: told[key] for key in told if key == split})
+        copy = Path(datasets.config.HF_DATASETS_CACHE) / "splits" / digest([str(copy), split])[:16]
+    builder.download_and_prepare(output_dir=str(copy))
+    return builder.as_dataset(split)
+
+
+def _from_disk(folder: Path) -> Any:
+    import datasets
+
+    return datasets.load_from_disk(str(folder))
+
+
+def _read_as(path: str, read: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    def table() -> Any:
+        with _loading(path):
+            return read(*arguments)
+
+    return table
+
+
+@contextlib.contextmanager
+def _loading(path: str) -> Iterator[None]:
+    """Whatever the Hub's client raises, the user needs the data set's name and the reason."""
     try:
-        if (saved := _saved(Path(path))) is not None:
-            return saved
-        return datasets.load_dataset(path, name, revision=revision, cache_dir=_copies(Path(path)))
-    except Exception as error:  # whatever the Hub's client raises, the user needs the data set's name and the reason
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"dataset.options.path={path} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}. "
+            f"dataset.options.path={path} could not be loaded: {type(error).__name__}: {reason}. "
             "Check the name, the network and, for a gated data set, HF_TOKEN."
         ) from None
 
@@ -224,10 +292,8 @@ def _require_regular(given: str, path: Path) -> None:
         raise UserError(f"dataset.options.path={given} cannot be read: {path} {error}.") from None
 
 
-def _saved(folder: Path) -> Mapping[str, Any] | None:
-    """The splits with rows that `save_to_disk` wrote to a folder; None if it did not."""
-    import datasets
-
+def _saved(folder: Path) -> Mapping[str, Path] | None:
+    """Split -> folder of the splits with rows that `save_to_disk` wrote to a folder; None if it did not."""
     if (folder / "dataset_dict.json").is_file():
         folders = {split: folder / split for split in read_json(folder / "dataset_dict.json")["splits"]}
     elif (folder / "state.json").is_file():
@@ -238,7 +304,7 @@ def _saved(folder: Path) -> Mapping[str, Any] | None:
     filled = {split: path for split, path in folders.items() if read_json(path / "state.json")["_data_files"]}
     if not filled:
         raise ValueError("it has no rows")
-    return {split: datasets.load_from_disk(str(path)) for split, path in filled.items()}
+    return filled
 
 
 def _with_class_names(rows: Rows, features: Mapping[str, Any]) -> Rows:

@@ -20,6 +20,7 @@ from vlmexp.data.download import fetch_archive
 from vlmexp.data.regular_files import open_regular
 from vlmexp.errors import UserError
 
+SCRIPT = "HuggingFaceM4/VQAv2"  # the same data on the Hub, as a script that the datasets library runs no more
 _NAMES = {"train": ("train2014", "Train"), "validation": ("val2014", "Val")}  # split -> COCO's name, the archives' name
 
 

@@ -167,6 +167,7 @@ class Asker:
             options=options,
             share_images=shared,
             seed=self.config.seed,
+            reasoning_tags=self.config.evaluation.reasoning_tags,
         )
 
     def _rank(self, asked: Mapping[str, Any], one_by_one: bool, choices: Choices) -> None:
@@ -243,6 +244,7 @@ def identity_of(
 def _answer(value: Reply | Ranking) -> Answer:
     """What is kept of an answer or of a ranking."""
     if isinstance(value, Reply):
-        return {"prediction": value.text, **({"cut": True} if value.cut else {})}
+        said = {"said": value.said} if value.said != value.text else {}
+        return {"prediction": value.text, **said, **({"cut": True} if value.cut else {})}
     best = [{"answer": text, "log_likelihood": round(number, 6)} for text, number in value[:KEPT_CHOICES]]
     return {"prediction": value[0][0], "ranking": best}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from vlmexp.data.example import Example
 from vlmexp.data.prepare import Prepared
-from vlmexp.evaluation.row import row_of
+from vlmexp.evaluation.row import Row
 from vlmexp.evaluation.score import summarise
 
 TRAINING_RUN = "training run"  # whose data an evaluation of other data is compared with
@@ -16,7 +15,7 @@ TRAINING_RUN = "training run"  # whose data an evaluation of other data is compa
 def score_without_duplicates(
     prepared: Prepared,
     split: str,
-    rows: Sequence[Example],
+    rows: Sequence[Row],
     predictions: Sequence[str],
     metrics: Sequence[str],
     trained_on: Collection[str] = (),
@@ -39,9 +38,7 @@ def score_without_duplicates(
         return None
     without = None
     if places:
-        _, left = summarise(
-            [predictions[index] for index in places], [row_of(rows[index]) for index in places], metrics
-        )
+        _, left = summarise([predictions[index] for index in places], [rows[index] for index in places], metrics)
         without = {name: left[name] for name in ("n", "metrics", "intervals")}
     return {
         "n": len(rows) - len(places),

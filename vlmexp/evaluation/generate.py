@@ -14,15 +14,17 @@ from vlmexp.collator.batch import Collator
 from vlmexp.data.example import Example
 from vlmexp.evaluation.batches import AHEAD, answer_in_batches, by_image, by_length, share_of
 from vlmexp.evaluation.decoding import decoding, generate, stops
+from vlmexp.evaluation.reasoning import REASONING_TAGS, without_reasoning
 from vlmexp.evaluation.shared_prefix import on_device, shared_answers, until_end
 from vlmexp.models.ends import end_ids
 
 
 class Reply(NamedTuple):
-    """What a model said; `cut`: it came to the limit of its length without an end."""
+    """A model's answer; `cut`: it came to the limit of its length without an end; `said`: with its reasoning."""
 
     text: str
     cut: bool = False
+    said: str = ""
 
 
 def generate_answers(
@@ -41,6 +43,7 @@ def generate_answers(
     on_batch: Callable[[Mapping[int, Reply]], None] | None = None,
     seed: int = 0,
     ahead: int = AHEAD,
+    reasoning_tags: Sequence[str] = REASONING_TAGS,
 ) -> list[str]:
     """The model's answer to each example, in the examples' order; of several ranks, to those of this rank's batches.
 
@@ -57,6 +60,7 @@ def generate_answers(
         on_batch: is given index -> reply of each batch as soon as it is there.
         seed: of answers that are drawn (`do_sample`), which leave torch's random state as it was.
         ahead: batches that are prepared beforehand; 0: no thread.
+        reasoning_tags: names of tags; what stands between them is no part of an answer.
     """
     ends = _end_ids(model, collator)
     config = decoding(options or {}, max_new_tokens, collator.pad_id, ends)
@@ -78,7 +82,7 @@ def generate_answers(
             cut = [set(ends).isdisjoint(row) for row in rows]
             rows = [until_end(row, ends) for row in rows]  # an end need not be a token that decoding skips
         texts = [collator.template.control.said(tokenizer, row) for row in rows]
-        return [_until(stops(config), text, is_cut) for text, is_cut in zip(texts, cut, strict=True)]
+        return [_reply(text, is_cut, stops(config), reasoning_tags) for text, is_cut in zip(texts, cut, strict=True)]
 
     batches = by_image(examples, lengths, batch_size) if share_images else by_length(lengths, batch_size)
     own = share_of(batches, skip, rank, ranks)
@@ -86,10 +90,11 @@ def generate_answers(
     return [answers[index].text if index in answers else "" for index in range(len(examples))]
 
 
-def _until(stop_strings: Collection[str], text: str, cut: bool) -> Reply:
+def _reply(text: str, cut: bool, stop_strings: Collection[str], reasoning_tags: Sequence[str]) -> Reply:
     """The text before the first of the stop strings, of which one has ended it as well as an end would."""
     found = [place for stop in stop_strings if (place := text.find(stop)) >= 0]
-    return Reply(text[: min(found)].strip(), False) if found else Reply(text.strip(), cut)
+    said = text[: min(found)].strip() if found else text.strip()
+    return Reply(without_reasoning(said, reasoning_tags), cut and not found, said)
 
 
 @contextlib.contextmanager

@@ -70,6 +70,7 @@ METRICS: dict[str, Metric] = {
     "bleu": bleu,
     "rouge": rouge,
     "gqa_accuracy": rules.gqa_accuracy,
+    "aokvqa_direct": rules.aokvqa_direct,
     "ai2d_accuracy": rules.ai2d_accuracy,
     "scienceqa_accuracy": rules.scienceqa_accuracy,
     "seedbench_accuracy": rules.seedbench_accuracy,
@@ -97,6 +98,7 @@ CORPUS_METRICS: dict[str, CorpusMetric] = {
 VALUES: dict[str, list[str]] = {
     "rouge": ROUGE,
     "coco_caption": COCO_CAPTION,
+    "aokvqa_direct": ["aokvqa_direct_accuracy"],
     "mmmu": ["mmmu_accuracy", "mmmu_unread"],
     "mmstar": ["mmstar_average", "mmstar_accuracy"],
     "mmbench": ["mmbench_circular", "mmbench_accuracy"],

@@ -75,7 +75,7 @@ def evaluate_blind(
         answers = asker.ask(BLIND, blinded, lengths, f"evaluate with {evaluation.blind} images")
     _, summary = summarise(
         [answer["prediction"] for answer in answers],
-        [row_of(example) for example in blinded],
+        [row_of(example, evaluation.reasoning_tags) for example in blinded],
         metrics,
         config.dataset.metadata,
     )

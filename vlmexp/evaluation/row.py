@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from vlmexp.evaluation.reasoning import REASONING_TAGS, without_reasoning
 
 if TYPE_CHECKING:  # it needs NumPy, which the names of metrics do not
     from vlmexp.data.example import Example
@@ -29,10 +31,10 @@ class Row:
     shared: object = None
 
 
-def row_of(example: Example) -> Row:
-    """The row that an example was made of."""
+def row_of(example: Example, reasoning_tags: Sequence[str] = REASONING_TAGS) -> Row:
+    """The row that an example was made of; its answers without reasoning, as predictions are."""
     return Row(
-        answers=example.answers,
+        answers=tuple(without_reasoning(answer, reasoning_tags) for answer in example.answers),
         id=example.id,
         question=example.fields.get("question", ""),
         choices=example.choices,

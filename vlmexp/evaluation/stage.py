@@ -140,7 +140,8 @@ def evaluate_model(
     predictions = [answer["prediction"] for answer in answers]
     if "vqa_accuracy" in metrics and OFFICIAL not in metrics and any(len(row.answers) > 1 for row in rows):
         metrics = [*metrics, OFFICIAL]  # both are published, and they differ
-    scores, summary = summarise(predictions, [row_of(row) for row in rows], metrics, dataset.metadata)
+    known = [row_of(row, evaluation.reasoning_tags) for row in rows]
+    scores, summary = summarise(predictions, known, metrics, dataset.metadata)
     note_few_answers(run, rows, metrics)
     everything = len(examples) == examples.population
     result = {
@@ -160,7 +161,7 @@ def evaluate_model(
         **({"cut": cut_answers(answers)} if longest else {}),
         **described(config, choices, longest, rows),
     }
-    duplicates = score_without_duplicates(prepared, evaluation.split, rows, predictions, metrics, trained_on)
+    duplicates = score_without_duplicates(prepared, evaluation.split, known, predictions, metrics, trained_on)
     if duplicates is not None:
         result["duplicates"] = duplicates
     if evaluation.invariance_examples and not evaluation.generation.get("do_sample"):
@@ -197,7 +198,8 @@ def described(
     """How the answers were made; of a ranking also how many questions have an accepted answer among the choices."""
     if longest is not None:
         limit = {"max_new_tokens": longest.tokens, "max_new_tokens_from": longest.source}
-        return {"generation": {**limit, "do_sample": False, **config.evaluation.generation}}
+        tags = {"reasoning_tags": config.evaluation.reasoning_tags}
+        return {"generation": {**limit, **tags, "do_sample": False, **config.evaluation.generation}}
     assert choices is not None
     within = sum(not set(example.answers).isdisjoint(choices.options(example)) for example in examples)
     return {

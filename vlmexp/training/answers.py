@@ -13,6 +13,7 @@ from vlmexp.collator.lengths import Fitted
 from vlmexp.evaluation.generate import Reply, generate_answers
 from vlmexp.evaluation.lookup import metric_names
 from vlmexp.evaluation.metrics import without_value
+from vlmexp.evaluation.reasoning import REASONING_TAGS
 from vlmexp.evaluation.row import row_of
 from vlmexp.evaluation.score import summarise
 from vlmexp.training.preflight import undisturbed
@@ -31,6 +32,7 @@ class AnswerScores:
         max_new_tokens: of an answer.
         options: further fields of transformers.GenerationConfig.
         share_images: answer all questions about an image together.
+        reasoning_tags: names of tags; what stands between them is no part of an answer.
 
     Attributes:
         names: of the values, the main one first, without those that answers as short as the accepted ones never have.
@@ -45,12 +47,14 @@ class AnswerScores:
         max_new_tokens: int,
         options: Mapping[str, Any],
         share_images: bool,
+        reasoning_tags: Sequence[str] = REASONING_TAGS,
     ) -> None:
         self.examples = examples
         accepted = [example.answers for example in examples]
         undefined = without_value(metrics, [" ".join(given) for given in accepted], accepted)
         self.names = [name for name in metric_names(metrics) if name not in undefined]
         self._collator, self._metrics, self._options = collator, metrics, options
+        self._tags = reasoning_tags
         self._batch_size, self._max_new_tokens, self._share_images = batch_size, max_new_tokens, share_images
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -61,9 +65,10 @@ class AnswerScores:
                 model, self._collator, self.examples, self.examples.lengths.tolist(),
                 self._batch_size, self._max_new_tokens, self._options, "answer", share_images=self._share_images,
                 rank=distributed.rank(), ranks=distributed.world_size(), on_batch=replies.update,
+                reasoning_tags=self._tags,
             )  # fmt: skip
         answers = ["".join(parts) for parts in zip(*distributed.gathered(own), strict=True)]
-        _, summary = summarise(answers, [row_of(example) for example in self.examples], self._metrics)
+        _, summary = summarise(answers, [row_of(example, self._tags) for example in self.examples], self._metrics)
         cut = sum(distributed.gathered(sum(reply.cut for reply in replies.values())))
         # A model that says less than the accepted answers do has no more than 0 of a value that they could have.
         values = {name: summary["metrics"][name] or 0.0 for name in self.names}

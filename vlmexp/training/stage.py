@@ -327,6 +327,7 @@ def answer_scores(config: Config, run: Run, prepared: Prepared, collator: Collat
         answer_limit(config, run, prepared, collator, "validation").tokens,
         config.evaluation.generation,
         shares_images(config, collator, keys, with_loss=False),
+        config.evaluation.reasoning_tags,
     )
     best = (config.train.get("metric_for_best_model") or "loss").removeprefix("eval_")
     if best not in ("loss", *scores.names):

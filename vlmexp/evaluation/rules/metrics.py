@@ -73,6 +73,15 @@ def gqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return float(matching.gqa(prediction.strip(), answers))
 
 
+def aokvqa_direct(prediction: str, answers: Sequence[str]) -> dict[str, float]:
+    """A-OKVQA's direct answers as its authors score them: right with three of the annotators, a third with each.
+
+    Texts are equal whatever their case is, and nothing else is normalised.
+    """
+    said = prediction.strip().lower()
+    return {"aokvqa_direct_accuracy": min(1.0, sum(said == answer.lower() for answer in answers) / 3)}
+
+
 def ocrbench_accuracy(prediction: str, answers: Sequence[str], row: Row) -> float:
     """OCRBench: whether an answer is in the response; its score out of 1,000 is the number of right ones."""
     return float(matching.ocrbench(prediction.strip(), answers, row.metadata.get("dataset") == "HME100k"))
