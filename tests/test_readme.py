@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 
 import pytest
 
 from tests.conftest import ROOT, only_run
-from vlmexp.files import read_json
+from vlmexp.files import read_json, read_jsonl
 from vlmexp.main import CONFIG_DIR, STAGES
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"python -m vlmexp (?!--)[^`#\n]+", README)))
+SIGNS = [("red", "Look.", "KR"), ("blue", "", "?"), ("green", "", "KR")]
 NOT_COMPOSED = ("rat=", "sweep=")  # the mistake that is shown, and what looks at a sweep
 
 
@@ -91,6 +93,35 @@ def test_ones_own_data_set_model_metric_and_stage(cli, tmp_path, vqa_files):
     written = read_json(only_run(tmp_path / "other") / "evaluation" / "finetuned_vlm_model_evaluation.json")
     assert written["n"] == 16
     assert 0 < written["metrics"]["brevity"] <= 1
+
+
+@pytest.mark.slow
+def test_ones_own_benchmark_and_a_metric_that_sees_the_row(cli, tmp_path, draw):
+    """From a folder of one's own, by what README shows alone."""
+    for name in ("conf/dataset/traffic.yaml", "mine.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(snippet(name))
+    rows = [
+        {"image": str(draw(color)), "question": "What is it?", "options": ["red", "blue", "green"], "answer": number,
+         "hint": hint, "country": country, "checked": number < 2}
+        for number, (color, hint, country) in enumerate(SIGNS)
+    ]  # fmt: skip
+    (tmp_path / "traffic").mkdir()
+    (tmp_path / "traffic" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = cli(
+        f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "dataset=traffic", "stage=eval_base", "evaluation=rank",
+        "evaluation.choices=[A,not at all one of them]", PYTHONPATH=f"{ROOT}:{tmp_path}", timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    evaluation = only_run(tmp_path) / "evaluation"
+    result = read_json(evaluation / "base_vlm_model_evaluation.json")
+    assert result["n"] == 2
+    assert result["metrics"] == {"multiple_choice_accuracy": 0.5, "confident": 0.5}
+    assert result["by"]["country"]["KR"]["metrics"] == {"multiple_choice_accuracy": 1.0, "confident": 1.0}
+    first, second = read_jsonl(evaluation / "base_vlm_model_predictions.jsonl")
+    assert (first["hint"], first["choices"]) == ("Look.", "A. red\nB. blue\nC. green")
+    assert (second["hint"], second["answers"]) == ("", ["B"])
 
 
 def test_the_version_is_in_the_changelog():

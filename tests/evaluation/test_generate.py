@@ -147,7 +147,8 @@ def test_reasoning_is_no_part_of_an_answer(make_collator, model, draw, monkeypat
     items = [example("what is it?", "", draw("red"))]
     assert generate_answers(model, collator, items, [1], 1, 2, on_batch=kept.update) == ["a <b>cat</b>"]
     assert kept[0].said == "<think>A dog? No.</think>\n a <b>cat</b>"
-    assert generate_answers(model, collator, items, [1], 1, 2, reasoning_tags=["b"]) == ["<think>A dog? No.</think>\n a"]
+    (text,) = generate_answers(model, collator, items, [1], 1, 2, reasoning_tags=["b"])
+    assert text == "<think>A dog? No.</think>\n a"
     assert row_of(example("q?", ["<think>w</think> cat", " dog "])).answers == ("cat", " dog ")
 
 

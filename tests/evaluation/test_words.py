@@ -136,6 +136,31 @@ def test_choices_in_other_scripts(prediction, answer, expected):
     assert multiple_choice_accuracy(prediction, [answer]) == expected
 
 
+PERFECT = {
+    "vqa_accuracy": 1.0, "exact_match": 1.0, "anls": 1.0, "relaxed_accuracy": 1.0, "token_f1": 1.0, "bleu": 1.0,
+    "rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0, "cider": 10.0, "coco_bleu1": 1.0, "coco_bleu2": 1.0,
+    "coco_bleu3": 1.0, "coco_bleu4": 1.0, "coco_rougeL": 1.0, "gqa_accuracy": 1.0, "ocrbench_accuracy": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answers", "wrong"),
+    [
+        (["这只猫在红色的沙发上睡觉。", "两个人在公园里骑自行车"], ["飞机停靠码头", "海洋深处很冷"]),
+        (["고양이가 빨간 소파에서 자고 있다", "두 사람이 공원에서 자전거를 탄다"], ["비행기는 어제 밤늦게 도착했다", "바다 물결은 매우 높았다"]),
+        (["القطة تنام على الأريكة الحمراء", "شخصان يركبان الدراجة في الحديقة"], ["طائرة كبيرة هبطت أمس", "محيط بارد عميق جدا"]),
+        (["猫が赤いソファで眠っている。", "二人が公園で自転車に乗る"], ["飛行機は遅れました", "海洋水温は低そう"]),
+    ],
+    ids=["Chinese", "Korean", "Arabic", "Japanese"],
+)
+@pytest.mark.parametrize("annotators", [1, 10])
+def test_perfect_answers_are_perfect_in_every_script_and_wrong_ones_nothing(answers, wrong, annotators):
+    metrics = [name for name in METRICS if name in PERFECT] + ["rouge", "cider", "coco_caption"]
+    rows = [Row((answer,) * annotators, str(number)) for number, answer in enumerate(answers)]
+    assert summarise(answers, rows, metrics)[1]["metrics"] == pytest.approx(PERFECT)
+    assert summarise(wrong, rows, metrics)[1]["metrics"] == pytest.approx(dict.fromkeys(PERFECT, 0.0), abs=1e-5)
+
+
 def test_captions_in_other_scripts_have_words():
     assert caption_words("naïve café, 日本 🐱") == ["naïve", "café", "日", "本"]
     assert caption_words("हिन्दी iPhone红色， two\u2013year") == ["हिन्दी", "iphone", "红", "色", "two", "year"]

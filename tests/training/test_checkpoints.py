@@ -75,7 +75,7 @@ def test_a_checkpoint_is_taken_only_if_every_file_of_it_is_what_was_written(tmp_
             assert newest_complete(folder, said.append) == folder / "checkpoint-4", (name, kind)
             (text,) = said
             assert text.startswith(f"{folder / 'checkpoint-8'} is not taken, as {name} "), (kind, text)
-            assert text.endswith("it is kept as skipped-checkpoint-8.")
+            assert text.endswith("it is kept as skipped-checkpoint-8. checkpoint-4 is taken.")
             assert (folder / "skipped-checkpoint-8").is_dir()
             shutil.rmtree(folder)
 

@@ -51,7 +51,7 @@ def newest_complete(folder: Path, note: Callable[[str], None] = log.warning, nee
     """
     for left in folder.glob(".checkpoint-*.partial"):  # of a process that was killed when it removed one
         shutil.rmtree(left)
-    found = _steps(folder)
+    found, skipped = _steps(folder), list[str]()
     for place in reversed(range(len(found))):
         path, wrong = found[place], damage(found[place])
         if wrong is None and not (path / LIST).exists() and any((older / LIST).exists() for older in found[:place]):
@@ -59,18 +59,25 @@ def newest_complete(folder: Path, note: Callable[[str], None] = log.warning, nee
         if wrong is None and needs_best:
             wrong = _damage_of_best(path)
         if wrong is None:
+            _tell(note, skipped, f" {path.name} is taken.")
             return path
         if wrong == _UNFINISHED:
             remove_folder(path)
-            note(f"{path} is not taken, as {wrong}: it is removed.")
+            skipped.append(f"{path} is not taken, as {wrong}: it is removed.")
         else:
             aside = path.with_name(f"{SKIPPED}{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.replace(aside)
-            note(f"{path} is not taken, as {wrong}: it is kept as {aside.name}.")
+            skipped.append(f"{path} is not taken, as {wrong}: it is kept as {aside.name}.")
+    _tell(note, skipped)
     if found:
         note(f"No checkpoint in {folder} is whole: the training starts anew, at step 0.")
     return None
+
+
+def _tell(note: Callable[[str], None], skipped: list[str], taken: str = "") -> None:
+    for place, text in enumerate(skipped, start=1):
+        note(text + taken * (place == len(skipped)))
 
 
 def damage(checkpoint: Path) -> str | None:
