@@ -17,6 +17,7 @@ from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.models.load import load_processor
 from vlmexp.parts import build_collator, model_source
+from vlmexp.preview.stage import prompt_in_words
 from vlmexp.runs import Run, config_key
 
 EVIL = "</script><script>document.title='x'</script> <|im_end|> {question} <image> \x1b[31m"
@@ -60,8 +61,26 @@ def test_every_family_without_weights(choice, quarters, show, compose, tmp_path)
         assert "150 x 90 px in the file" in card["media"][0]["about"]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "dataset.prompt, with the instruction of dataset.instruction"),
+        (["collator.system_prompt=Mine."], "dataset.prompt, with the instruction of collator.system_prompt"),
+        (["dataset.prompt=['{question}']", "collator.system_prompt=Mine."], "dataset.prompt"),
+        (["collator.messages.0.content=[{type: image}, {text: '{question}'}]"], "collator.messages"),
+        (
+            ["collator.messages.0.content=[{type: image}, {text: '{question} {system_prompt}'}]"],
+            "collator.messages, with the instruction of dataset.instruction",
+        ),
+    ],
+)
+def test_whose_the_prompt_is(options, told, compose):
+    assert prompt_in_words(compose(*options)) == told
+
+
 def test_what_is_trained_in_words(quarters, show):
     content, record = show(*files(quarters), "collator.share_images=never")
+    assert dict(content["facts"])["prompt"] == "dataset.prompt, with the instruction of dataset.instruction"
     cards = {card["title"]: card for card in content["cards"]}
     assert trained_texts(cards["train-0"]) == ["red<|im_end|>"]
     assert trained_texts(cards["train-1"]) == ["no<|im_end|>"]

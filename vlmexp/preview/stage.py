@@ -89,6 +89,7 @@ def make_preview(config: Config, prepared: Prepared, collator: Collator) -> Prev
         title=f"{config.model.id} on {config.dataset.name}, {options.split} split",
         facts={
             "processor": type(collator.processor).__name__,
+            "prompt": prompt_in_words(config),
             "prepared data": str(prepared.folder),
             **_facts("in two splits", duplicates_in_words(prepared)),
             **_facts("look-alikes", look_alikes_in_words(prepared)),
@@ -102,6 +103,19 @@ def make_preview(config: Config, prepared: Prepared, collator: Collator) -> Prev
         errors=[*(row["error"] for row in bad if row["split"] == options.split), *survey.bad],
         choice="These are preview.ids." if chosen else "These are a random sample; the longest example comes last.",
     )
+
+
+def prompt_in_words(config: Config) -> str:
+    """Whose the prompt and its instruction are: the user's own words go before the data set's."""
+    collator, dataset = config.collator, config.dataset
+    if any(message.role == "conversation" for message in collator.messages):
+        return "each row's own conversation"
+    text = "".join(part.text or "" for message in collator.messages for part in message.content)
+    told = "dataset.prompt" if "{prompt}" in text else "collator.messages"
+    if "{system_prompt}" not in text.replace("{prompt}", "".join(dataset.prompt)):
+        return told
+    is_own = collator.system_prompt != dataset.instruction
+    return f"{told}, with the instruction of {'collator.system_prompt' if is_own else 'dataset.instruction'}"
 
 
 def _facts(name: str, sentences: Sequence[str]) -> dict[str, str]:
