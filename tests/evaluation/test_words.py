@@ -143,24 +143,27 @@ PERFECT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("answers", "wrong"),
-    [
-        (["这只猫在红色的沙发上睡觉。", "两个人在公园里骑自行车"], ["飞机停靠码头", "海洋深处很冷"]),
-        (
-            ["고양이가 빨간 소파에서 자고 있다", "두 사람이 공원에서 자전거를 탄다"],
-            ["비행기는 어제 밤늦게 도착했다", "바다 물결은 매우 높았다"],
-        ),
-        (
-            ["القطة تنام على الأريكة الحمراء", "شخصان يركبان الدراجة في الحديقة"],
-            ["طائرة كبيرة هبطت أمس", "محيط بارد عميق جدا"],
-        ),
-        (["猫が赤いソファで眠っている。", "二人が公園で自転車に乗る"], ["飛行機は遅れました", "海洋水温は低そう"]),
-    ],
-    ids=["Chinese", "Korean", "Arabic", "Japanese"],
-)
+SENTENCES = {  # right ones, and others that share no word with them
+    "Chinese": (["这只猫在红色的沙发上睡觉。", "两个人在公园里骑自行车"], ["飞机停靠码头", "海洋深处很冷"]),
+    "Korean": (
+        ["고양이가 빨간 소파에서 자고 있다", "두 사람이 공원에서 자전거를 탄다"],
+        ["비행기는 어제 밤늦게 도착했다", "바다 물결은 매우 높았다"],
+    ),
+    "Arabic": (
+        ["القطة تنام على الأريكة الحمراء", "شخصان يركبان الدراجة في الحديقة"],
+        ["طائرة كبيرة هبطت أمس", "محيط بارد عميق جدا"],
+    ),
+    "Japanese": (
+        ["猫が赤いソファで眠っている。", "二人が公園で自転車に乗る"],
+        ["飛行機は遅れました", "海洋水温は低そう"],
+    ),
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
 @pytest.mark.parametrize("annotators", [1, 10])
-def test_perfect_answers_are_perfect_in_every_script_and_wrong_ones_nothing(answers, wrong, annotators):
+def test_perfect_answers_are_perfect_in_every_script_and_wrong_ones_nothing(language, annotators):
+    answers, wrong = SENTENCES[language]
     metrics = [name for name in METRICS if name in PERFECT] + ["rouge", "cider", "coco_caption"]
     rows = [Row((answer,) * annotators, str(number)) for number, answer in enumerate(answers)]
     assert summarise(answers, rows, metrics)[1]["metrics"] == pytest.approx(PERFECT)
