@@ -40,6 +40,7 @@ from vlmexp.parts import build_collator, model_source
 from vlmexp.pipeline import pipeline
 from vlmexp.runs import Run
 from vlmexp.training.answers import AnswerScores
+from vlmexp.training.loss import labelled_tokens, summed_loss
 
 LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 SIZES = ((64, 48), (30, 90), (200, 100))
@@ -337,9 +338,9 @@ def test_lora_learns_and_all_its_forms_answer_alike(family, examples, tmp_path):
         torch.testing.assert_close(other, trained, rtol=0, atol=1e-4)
 
 
-def test_checkpointed_activations_give_the_same_gradients(family, examples):
-    gradients = []
-    for checkpointed in (False, True):
+def test_checkpointed_activations_and_logits_of_labelled_tokens_alone_give_the_same_gradients(family, examples):
+    gradients, losses = [], []
+    for checkpointed, labelled in ((False, False), (True, False), (True, True)):
         model = attach(family.model(), LORA)
         torch.manual_seed(0)
         for name, parameter in model.named_parameters():
@@ -347,13 +348,20 @@ def test_checkpointed_activations_give_the_same_gradients(family, examples):
                 parameter.data.normal_(0, 0.1)
         if checkpointed:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        loss(model.train(), family.collator()(examples)).backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
-    for name, gradient in gradients[0].items():
-        if gradient is None:
-            assert gradients[1][name] is None
+        batch = family.collator()(examples)
+        if labelled:
+            tokens = labelled_tokens(batch["labels"])
+            summed, outputs = summed_loss(model.train(), model.get_output_embeddings(), batch)
+            assert outputs.logits.shape[:2] == (1, tokens)
+            losses.append(summed / tokens)
         else:
-            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+            losses.append(loss(model.train(), batch))
+        losses[-1].backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(losses[2], losses[0], rtol=1e-6, atol=0)
+    for name, gradient in gradients[0].items():
+        for other in gradients[1:]:
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "all_weights"])

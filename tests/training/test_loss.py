@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.training.conftest import logged
-from vlmexp.training.loss import labelled_tokens, smoothed_loss
+from vlmexp.training.loss import labelled_tokens, summed_loss
+
+
+class Plain(torch.nn.Module):
+    """A model that has its hidden states from outside."""
+
+    def __init__(self, identity: bool = True) -> None:
+        super().__init__()
+        self.head = torch.nn.Identity() if identity else torch.nn.Flatten(0, 0)
+
+    def forward(self, hidden: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(hidden))
 
 
 def test_smoothed_labels_by_hand():
@@ -14,10 +27,18 @@ def test_smoothed_labels_by_hand():
 
     p = 1 / (1 + e^-2) of label 0; smoothed by 0.2: -(0.9 ln p + 0.1 ln (1 - p)) = 0.326928.
     """
-    logits = torch.tensor([[[2.0, 0.0], [0.0, 5.0], [9.0, 9.0]]])
     labels = torch.tensor([[1, 0, -100]])
-    assert float(smoothed_loss(logits, labels, 0.2)) == pytest.approx(0.326928, abs=1e-6)
-    assert float(smoothed_loss(logits, labels, 0.0)) == pytest.approx(0.126928, abs=1e-6)
+    inputs = {"hidden": torch.tensor([[[2.0, 0.0], [0.0, 5.0], [9.0, 9.0]]]), "labels": labels}
+    for model in (Plain(), Plain(identity=False)):
+        head = model.head if isinstance(model.head, torch.nn.Identity) else None
+        for smoothing, expected in ((0.2, 0.326928), (0.0, 0.126928)):
+            loss, outputs = summed_loss(model, head, inputs, smoothing)
+            assert float(loss) == pytest.approx(expected, abs=1e-6)
+            assert outputs.logits.shape == ((1, 1, 2) if head is not None else (1, 3, 2))
+    nothing = {"hidden": inputs["hidden"].requires_grad_(), "labels": torch.tensor([[5, -100, -100]])}
+    loss, _ = summed_loss(Plain(), Plain().head, nothing)
+    loss.backward()
+    assert float(loss) == 0.0
     assert int(labelled_tokens(labels)) == 1
     assert int(labelled_tokens(torch.tensor([[5, -100, -100]]))) == 0  # nothing predicts a row's first token
 

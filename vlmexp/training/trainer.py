@@ -36,7 +36,7 @@ from vlmexp.training.divergence import (
     set_base_rates,
 )
 from vlmexp.training.learning_rates import part_rates, split_groups
-from vlmexp.training.loss import labelled_tokens, smoothed_loss
+from vlmexp.training.loss import labelled_tokens, summed_loss
 from vlmexp.training.rank_batches import DealtCollator, DealtExamples, RankBatches
 from vlmexp.training.room import checkpoint_bytes
 from vlmexp.training.sampling import EpochSampler, StoredBatches
@@ -86,6 +86,9 @@ class VlmTrainer(Trainer):
         self._collate: Any = self.data_collator
         self.data_collator = NamedCollator(self._collate)
         self.label_smoother = None  # the Trainer's own does not shift the labels of these models
+        self.model_accepts_loss_kwargs = True  # the losses here are those of a whole step's tokens already
+        owner: Any = self.model
+        self._head: nn.Module | None = owner.get_output_embeddings()
         self._loaders = WorkedLoaders(self.args.seed)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -361,17 +364,13 @@ class VlmTrainer(Trainer):
                 dtype = torch.get_autocast_dtype(inputs["input_ids"].device.type)
             inputs = branch_inputs(model, inputs, dtype)
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        if self.model_accepts_loss_kwargs and not smoothing:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)  # the mean over this batch
-        if smoothing:
-            loss = smoothed_loss(outputs.logits, inputs["labels"], smoothing)
-        if num_items_in_batch is not None:
-            labelled = labelled_tokens(inputs["labels"])
-            # A mean over nothing is no number: of a batch that fills a process's place.
-            loss = loss * (labelled / num_items_in_batch) if labelled else outputs.logits.sum() * 0
-            if self.args.average_tokens_across_devices:  # as the gradients' mean over the ranks divides by their number
-                loss = loss * self.accelerator.num_processes
-            if not self.model_accepts_loss_kwargs:  # by which the Trainer divides the loss of such models
-                loss = loss * self.current_gradient_accumulation_steps
+        summed, outputs = summed_loss(model, self._head, inputs, smoothing)
+        tokens = labelled_tokens(inputs["labels"]).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        loss = summed / tokens
+        if (balance := getattr(outputs, "aux_loss", None)) is not None:  # of experts, where the model is asked for it
+            owner: Any = self.model
+            router_weight = owner.config.get_text_config().router_aux_loss_coef
+            loss = loss + router_weight * balance * labelled_tokens(inputs["labels"]) / tokens
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # by which the gradients' mean over the ranks divides
         return (loss, outputs) if return_outputs else loss
