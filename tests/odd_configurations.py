@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmexp.command_line import FOLDERS
 from vlmexp.config import OPEN_LEAVES, Config, PeftExtras, TrainExtras
 
 ACCEPTED = 77
@@ -36,6 +37,11 @@ VALUES = (
     "nan", "inf", "-inf", "-1", "0", "1e400", "1e-400", "''", "null", "[]", "{}", "true", "x", "1.5", "9" * 30,
     "x" * 5000, "\uff11\uff12", "1_000", "0x10", "'1e-4 '", "'nan'", "[1,1]", "{a: 1}", "-0.0", "4294967296", "' '",
     "\uff11e-4",
+)  # fmt: skip
+PLACES = (
+    "/proc/x", "/proc/self/fd/x", "/sys/x/y", "/dev/null", "/dev/null/x", "emptydir/file", "emptydir/file/x",
+    "'\"~/x\"'", "x" * 300, "x/" * 3000, "' '", "null", "[]", "{}", "'${nothing}'", "'a\tb'",
+    "emptydir/../emptydir/file",
 )  # fmt: skip
 TRAIN = (
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs",
@@ -164,10 +170,16 @@ def schema_options(kind: type = Config, prefix: str = "") -> Iterator[str]:
 
 
 def generated() -> list[str]:
-    """Every option with every odd value."""
+    """Every option with every odd value, misspelt, taken away, or swept; every folder at an odd place."""
     groups = (("train", TRAIN), ("peft", PEFT), ("evaluation.generation", GENERATION))
     names = [*schema_options(), *(f"{group}.{name}" for group, known in groups for name in known)]
-    return [f"{name}={value}" for name in names if name not in ("run", "stage") for value in VALUES]
+    names = [name for name in names if name not in ("run", "stage")]
+    odd = [f"{name}={value}" for name in names for value in VALUES]
+    odd += [f"{prefix}{name[:-2]}{name[-1]}=1" for name in names for prefix in ("", "+", "++")]
+    groups_of = sorted({name.rpartition(".")[0] for name in names} - {""})
+    odd += [f"~{name}" for name in (*names, *groups_of)] + [f"{name}={{}}" for name in groups_of]
+    odd += [f"-m {name}=1,{value}" for name in names for value in ("nan", "-1", "x", "1")]
+    return odd + [f"{option}={place}" for option in (*FOLDERS, "hydra.output_subdir") for place in PLACES]
 
 
 class Place:
@@ -195,7 +207,8 @@ class Place:
     def arguments(self, line: str) -> list[str]:
         """The command's own, before them those of the base which they leave as they are."""
         try:
-            given = shlex.split(line) if line.startswith(("'", '"', "-")) or " " in line else [line.replace("''", "")]
+            is_of_shell = line.startswith(("'", '"', "-")) or " " in line
+            given = shlex.split(line) if is_of_shell else [f"{line[:-3]}=" if line.endswith("=''") else line]
         except ValueError:
             given = [line]
         if any(text.startswith("run=") or "config-" in text for text in given):
@@ -258,6 +271,7 @@ def _be_the_command(folder: Path, arguments: Sequence[str], to_the_end: bool) ->
 
 def _end_before_data() -> None:
     from vlmexp.data import stage
+    from vlmexp.launch import snapshot
     from vlmexp.models import load
 
     def accept(*_: Any, **__: Any) -> None:
@@ -269,6 +283,7 @@ def _end_before_data() -> None:
         for name in ("prepared_data", "load_model"):
             if module.__name__.startswith("vlmexp") and getattr(module, name, None) in originals:
                 setattr(module, name, accept)
+    snapshot.take_snapshot = accept  # the first that a sweep does when its points are good
 
 
 def verdict(found: dict[str, Any]) -> str:
@@ -295,6 +310,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="generated ones, drawn at random; those by hand besides")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="these command lines instead, each as one text")
+    parser.add_argument("--lines", type=Path, help="a file with a command line in each line, instead")
     parser.add_argument("--skip-by-hand", action="store_true")
     parser.add_argument("--matching", default="", help="only those that hold this text")
     parser.add_argument("--to-the-end", action="store_true", help="let accepted ones train")
@@ -304,6 +320,8 @@ def main() -> None:
     drawn = random.Random(options.seed).sample(every, min(options.count, len(every)))
     by_hand = [] if options.skip_by_hand else [line for line in BY_HAND if options.matching in line]
     lines = options.only if options.only is not None else [*by_hand, *drawn]
+    if options.lines:
+        lines = options.lines.read_text().splitlines()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"] = "1"
     _import_all()

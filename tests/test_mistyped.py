@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vlmexp.command_line import flags_last
 from vlmexp.errors import UserError, without_advice
 from vlmexp.mistyped import refuse_flags, refuse_lookalikes
 
@@ -39,6 +40,11 @@ FLAGS = {
     "-cp": ["-cp needs a value behind it"],
     "--package peft": ["--package says how --cfg shows", "--cfg job"],
     "--resolve": ["--resolve says how --cfg shows"],
+    "--help=1": ["the flag --help takes no value"],
+    "-m --cfg job": ["-m and --cfg ask for different things"],
+    "-sc": ["-sc needs one of install=SHELL"],
+    "-sc install=tcsh": ["query=SHELL: bash, fish, zsh"],
+    "--experimental-rerun x": ["would read a pickle", "run=DIRECTORY"],
 }
 REFUSED = {
     "~peft": ["~peft: peft is a group of options", "--help"],
@@ -64,6 +70,19 @@ REFUSED = {
     "model.random_init=perhaps": ["model.random_init='perhaps' must be true or false"],
     "stage=null": ["stage=null: it needs a value"],
     "run=emptydir": ["run=emptydir is not a run directory"],
+    "~train.learning_rate": ["~train.learning_rate: without it the default of TrainingArguments would count"],
+    "~peft.r": ["~peft.r: without it the default of LoraConfig would count"],
+    "~peft.train_parts": ["would count, and not nothing"],
+    "model={}": ["model={}: model is a group of options"],
+    "dataset.columns={}": ["dataset.columns={} takes nothing away: image, question, answer stay"],
+    "hydra.run.dir=/proc/x": ["hydra.run.dir=/proc/x: no folder can be made there", "Name another"],
+    "paths.outputs=/dev/null/x": ["hydra.run.dir=/dev/null/x/", "/dev/null is no folder"],
+    "paths.data=/proc/x": ["paths.data=/proc/x: no folder can be made there"],
+    f"paths.data={'x' * 300}": ["the name is too long (300 bytes", "takes 255"],
+    "hydra.run.dir='~/x'": ["nothing resolves its '~' here: write /"],
+    "collator.messages.x.role=user": ["Index 'x' (str) is not an int", "as in collator.messages.0.role"],
+    "hydra.output_subdir=../x": ["hydra.output_subdir=../x must be a plain name"],
+    "hydra/launcher=slurm": ["hydra/launcher=slurm is for a sweep", "add -m"],
 }
 SWEEPS = {
     ("model=glob(zz*)",): "The sweep has no points: a glob() matches no name",
@@ -74,6 +93,13 @@ SWEEPS = {
     ("stage=train,compare",): "stage=compare makes no run",
     ("peft.r=interval(1,2)",): "interval() is for a search",
     ("model=tiny,tinyy",): "model=tinyy does not exist; did you mean 'tiny'?",
+    ("seed=0,00",): "The point (seed=0) is there twice, as (seed=00) again",
+    ("seed=range(0,1e9)",): "The sweep has 1,000,000,000 points, and may have 10,000",
+    ("seed=range(0,200)", "peft.r=range(1,101)"): "The sweep has 20,000 points",
+    ("seed=range(1,3,0)",): "needs finite numbers and a step other than 0",
+    ("seed=0,x",): "seed='x' must be a whole number",
+    ("seed=0,x", "hydra/launcher=basic"): "seed='x' must be a whole number",
+    ("seed=0,1", "hydra.sweep.dir=/proc/x"): "hydra.sweep.dir=/proc/x: no folder can be made there",
 }
 
 
@@ -134,6 +160,19 @@ def test_a_sweep_that_cannot_begin_leaves_nothing(arguments, call, tmp_path):
     assert code == 2
     assert SWEEPS[arguments] in said[-1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["nothing", "peft.nothing", "/", "a b"])
+def test_a_package_that_there_is_not(package, call):
+    code, said = call("--cfg", "job", "--package", package, "peft.r=8")
+    assert code == 2
+    assert f"--package {package} names nothing that has a value" in said[0]
+
+
+def test_flags_may_stand_anywhere():
+    given = ["peft.r=8", "--cfg", "job", "-p=peft", "seed=1", "--info", "seed=2", "--config-dir", "a=b", "x"]
+    moved = ["peft.r=8", "seed=1", "seed=2", "x", "--cfg", "job", "-p=peft", "--info", "--config-dir", "a=b"]
+    assert flags_last(given) == moved
 
 
 def test_the_advice_to_run_code_is_left_out():

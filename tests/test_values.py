@@ -13,6 +13,7 @@ from vlmexp.bounds import Bounds, bounds_of
 from vlmexp.checks import checked
 from vlmexp.config import Config
 from vlmexp.errors import UserError
+from vlmexp.launch.checking import ask_libraries
 from vlmexp.main import CONFIG_DIR
 from vlmexp.pipeline import check_options
 
@@ -42,7 +43,9 @@ REFUSED = [
     ("train.lr_scheduler_type", "cosin", "did you mean 'cosine'?"),
     ("train.eval_strategy", "step", "did you mean 'steps'?"),
     ("train.log_level", "warn", "did you mean 'warning'?"),
+    ("train.torch_compile_backend", "inducter", "did you mean 'inductor'?"),
     ("train.torch_compile_mode", "fast", "must be one of default, reduce-overhead"),
+    ("train.gradient_checkpointing_kwargs", {"use_rentrant": True}, "did you mean 'use_reentrant'?"),
     ("train.lr_scheduler_kwargs", "power", "train.lr_scheduler_kwargs='power' must be options with their values"),
     ("train.lr_scheduler_kwargs", {"power": NAN}, "train.lr_scheduler_kwargs.power=nan must be a finite number"),
     ("train.most_rewinds", 0, "train.most_rewinds=0 must be at least 1"),
@@ -64,6 +67,10 @@ REFUSED = [
     ("evaluation.generation", {"renormalize_logits": 0}, "renormalize_logits=0 must be true or false"),
     ("evaluation.generation", {"repetition_penalty": 0}, "repetition_penalty=0 must be more than 0"),
     ("evaluation.generation", {"length_penalty": "x"}, "length_penalty='x' must be a number"),
+    ("evaluation.choices", [], "evaluation.choices=[] is empty"),
+    ("peft.target_modules", [1], "peft.target_modules=[1]: 1 is no name"),
+    ("train", {"load_best_model_at_end": True, "save_strategy": "no"}, "load_best_model_at_end=true needs evaluations"),
+    ("train.dataloader_multiprocessing_context", "forc", "did you mean 'fork'?"),
     ("evaluation.metrics", [], "evaluation.metrics=[] is empty"),
     ("dataset.metrics", ["bleu", "bleu"], "'bleu' is there twice"),
     ("dataset.metadata", ["a", "a"], "'a' is there twice"),
@@ -92,6 +99,7 @@ TAKEN = [
     ("train.warmup_steps", 0), ("train.warmup_steps", 0.1), ("train.num_train_epochs", 0.5), ("train.max_steps", -1),
     ("train.eval_steps", 0.1), ("train.save_total_limit", None), ("train.neftune_noise_alpha", 0),
     ("train.lr_scheduler_kwargs", '{"power": 2}'), ("train.lr_scheduler_kwargs", {"power": 2}),
+    ("train.torch_compile_backend", "inductor"),
     ("train.optim", "paged_adamw_8bit"), ("peft.lora_dropout", 0), ("peft.lora_alpha", 1), ("peft.r", 65536),
     ("peft.target_modules", r".*\.(q|v)_proj"), ("evaluation.generation", {"do_sample": True, "temperature": 1}),
     ("evaluation.generation", {"num_beams": 2, "early_stopping": "never", "length_penalty": -1}),
@@ -102,6 +110,7 @@ TAKEN = [
 BY_LIBRARIES = {
     "model.model_class=Qwen2VLForConditionalGenerationn": ["is not in transformers; did you mean 'Qwen2VLForCond"],
     "model.model_class=NoSuchModel": ["model.model_class=NoSuchModel is not in transformers", "null takes AutoModel"],
+    "model.model_class=Qwen2VLConfig": ["model.model_class=Qwen2VLConfig: this is no class of a model"],
     "model.processor_class=Qwen2VLProcesor": ["did you mean 'Qwen2VLProcessor'?", "null takes AutoProcessor"],
     "model.processor_kwargs.max_pixel=1000": ["max_pixel=1000: Qwen2VLProcessor has no option", "'max_pixels'?"],
     "model.processor_kwargs.do_resize=maybe": ["model.processor_kwargs.do_resize='maybe' must be true or false"],
@@ -111,7 +120,22 @@ BY_LIBRARIES = {
     "model.attn_implementation=sdp": ["model.attn_implementation 'sdp' does not exist; did you mean 'sdpa'?"],
     "model.end_of_turn=nosuchtoken": ["nosuchtoken"],
     "train.lr_scheduler_type=cosine_with_min_lr": ["cosine_with_min_lr cannot be built"],
+    "train={lr_scheduler_type: inverse_sqrt, lr_scheduler_kwargs: {timescale: 0}}": ["timescale", "division by zero"],
     "export.writer=os.nothing": ["export.writer=os.nothing"],
+    "peft.target_modules=[nothing_here]": ["['nothing_here'] match no module of Qwen2VLForConditionalGeneration"],
+    "peft.target_modules=[q_proj,k_prj]": ["peft.target_modules names 'k_prj'", "did you mean 'k_proj'?"],
+    "peft.exclude_modules=all-linear": ["peft.exclude_modules names 'all-linear'"],
+    "peft.modules_to_save=[head_of_it]": ["peft.modules_to_save names 'head_of_it'"],
+    "peft.rank_pattern={q_prj: 4}": ["peft.rank_pattern names 'q_prj'", "did you mean 'q_proj'?"],
+    "peft.target_parameters=[q_proj.wait]": ["peft.target_parameters names 'q_proj.wait'"],
+    "model.modules.vision=no_such_tower": ["model.modules.vision='no_such_tower' fits no module"],
+    "model.model_kwargs.tie_word_embeddings=maybe": ["tie_word_embeddings='maybe' must be true or false"],
+    "peft.trainable_token_indices=[-5]": ["-5 must be at least 0 and less than"],
+    "peft.layers_to_transform=[1000]": ["`layers_to_transform` cannot be used when `target_modules` is a str"],
+    "model.model_kwargs.use_safetensors=false": ["which can run code", "model.trust_remote_code=true"],
+    "model.model_kwargs.use_safetensors=0": ["use_safetensors=0 must be true or false"],
+    "dataset.splits.train=trian": ["dataset.splits.train=trian: the source has no such split; it has train, test"],
+    "train.dataloader_persistent_workers=true": ["is for worker processes"],
 }
 
 
@@ -162,9 +186,22 @@ def test_what_a_library_refuses_is_said_before_there_is_a_directory(compose, tmp
     """One test for all: the libraries are imported once."""
     for override, parts in BY_LIBRARIES.items():
         with pytest.raises(UserError) as refused:
-            check_options(compose("stage=train", override))
+            check_options(compose("stage=train", "train.dataloader_num_workers=0", override))
         for part in parts:
             assert part in str(refused.value), override
     check_options(compose("stage=train", "train.adam_beta1=0", "model.model_kwargs.tie_word_embeddings=true"))
     check_options(compose("stage=preview", "model.processor_kwargs.max_pixels=4096"))
+    check_options(compose("stage=train", "peft.init_lora_weights=pissa", "peft.exclude_modules=[v_proj]"))
     assert not list(tmp_path.iterdir())
+
+
+def test_points_are_shown_to_the_libraries_before_one_starts(compose):
+    def points(*overrides):
+        return [(f"point {n}", (text,), compose("stage=train", text)) for n, text in enumerate(overrides)]
+
+    with pytest.raises(UserError, match=r"point 1: peft\.target_modules=\['nothing_here'\] match no module"):
+        ask_libraries(points("peft.target_modules=all-linear", "peft.target_modules=[nothing_here]"), elsewhere=True)
+    far = points("model.device_map=cuda:97")
+    with pytest.raises(UserError, match=r"point 0: model\.device_map=cuda:97: torch sees"):
+        ask_libraries(far, elsewhere=False)
+    ask_libraries(far, elsewhere=True)

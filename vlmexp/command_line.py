@@ -57,6 +57,8 @@ PRINTING_FLAGS = (
     "-sc",
 )  # fmt: skip
 
+# Those of Hydra's flags that take a value.
+_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
 # Hydra's flags for a folder of the user's own with groups of options.
 OWN_FILES = ("--config-dir", "-cd", "--config-path", "-cp")
 # Options of libraries, which have defaults of their own for what is not given.
@@ -94,7 +96,7 @@ def overrides(arguments: list[str]) -> list[str]:
         if override.startswith("~") and not key_of(override).startswith(_MAY_BE_TAKEN_AWAY):
             _refuse_taking_away(override)
         group, _, value = override.lstrip("+~").partition("=")
-        is_none = override.startswith("~") or value.strip("'\" ") in ("", "null") or value.startswith("[")
+        is_none = override.startswith("~") or value.strip("'\" ") in ("", "null", "{}") or value.startswith("[")
         if group in GROUPS and is_none:
             raise UserError(
                 f"{override}: {group} is a group of options; choose one of its files, as --help lists them."
@@ -138,10 +140,19 @@ def _first_sentence(file: Path) -> str:
     return re.split(r"(?<!et al)\. ", " ".join(paragraph))[0].rstrip(".:")
 
 
-def sweep_flag_first(arguments: list[str]) -> list[str]:
-    """The arguments with -m before all others, as Hydra takes no options on both sides of it."""
-    flags = [text for text in arguments if _sweeps([text])]
-    return [*flags, *(text for text in arguments if text not in flags)]
+def flags_last(arguments: list[str]) -> list[str]:
+    """The arguments with flags and their values behind all others, as Hydra takes no options on both sides of one."""
+    given, flags = list[str](), list[str]()
+    for number, word in enumerate(arguments):
+        before = arguments[number - 1] if number else ""
+        is_value = before in _WITH_VALUE or (before in ("--info", "-i") and "=" not in word)
+        (flags if word.startswith("-") or is_value else given).append(word)
+    return [*given, *flags]
+
+
+def sweeps(arguments: list[str]) -> bool:
+    """Whether the command is a sweep by its flag; a preset may make it one, too."""
+    return "-m" in arguments or "--multirun" in arguments
 
 
 def choose_experiments(arguments: list[str]) -> list[str]:
@@ -168,17 +179,16 @@ def script_of_the_hub_replaced(arguments: list[str]) -> list[str]:
 
 
 def is_single_run(arguments: list[str]) -> bool:
-    """Whether the command starts one run: no sweep, no question about the config, no other config folder."""
-    if any(argument in ("-m", "--multirun", "--experimental-rerun") for argument in arguments):
-        return False
-    return all(argument in overrides(arguments) for argument in arguments)
+    """Whether the command starts one run: no sweep, no question about the config."""
+    return not sweeps(arguments) and not only_prints(arguments, ())
 
 
 def only_prints(arguments: list[str], stages: Iterable[str]) -> bool:
     """Whether the command answers a question on the terminal, and neither starts nor writes anything."""
     if any(key_of(text) in ("compare.html", "compare.output") for text in arguments):
         return False
-    return any(text in PRINTING_FLAGS or text in [f"stage={stage}" for stage in stages] for text in arguments)
+    asked = [f"stage={stage}" for stage in stages]
+    return any(text.partition("=")[0] in PRINTING_FLAGS or text in asked for text in arguments)
 
 
 def refuse_sweeps_of(stages: Iterable[str], arguments: list[str]) -> None:
@@ -207,7 +217,7 @@ def inherit_from_run(arguments: list[str], config_dir: Path) -> list[str]:
     wanted = named.get("run")
     if wanted == "":
         raise UserError("run= is empty: name a run directory, or leave it out to start a new run.")
-    if not wanted or wanted == "null" or "-m" in arguments or "--multirun" in arguments:
+    if not wanted or wanted == "null" or sweeps(arguments):
         return arguments
     directory = Path(quoting.text_of(wanted)).expanduser()
     record = require_run(directory, Path(named.get("paths.outputs", "outputs")))
@@ -233,30 +243,34 @@ def inherit_from_run(arguments: list[str], config_dir: Path) -> list[str]:
     return [*flags, *inherited, *(f"run={_quoted(directory)}" if key_of(text) == "run" else text for text in given)]
 
 
+def flag_of(arguments: list[str], *names: str) -> str | None:
+    """The value of a flag, under any of its names, behind it or behind its `=`; None if it is not given."""
+    for number, word in enumerate(arguments):
+        name, sign, value = word.partition("=")
+        if name in names:
+            return value if sign else next(iter(arguments[number + 1 :]), None)
+    return None
+
+
 def composition(arguments: list[str], config_dir: Path) -> tuple[Path, str, list[str]]:
     """What Hydra composes a command's config from: folder, name, and overrides without those that a sweep divides."""
-    flags: dict[str, str] = {}
-    for number, word in enumerate(arguments):
-        if word.startswith("-"):
-            name, sign, value = word.partition("=")
-            flags[name] = value if sign else next(iter(arguments[number + 1 :]), "")
-    given = [text for text in overrides(arguments) if (read := quoting.parsed(text)) and not read.is_sweep_override()]
-    own = flags.get("--config-dir", flags.get("-cd"))
+    given = overrides(arguments)
+    if sweeps(arguments):
+        given = [text for text in given if (read := quoting.parsed(text)) and not read.is_sweep_override()]
+    own = flag_of(arguments, "--config-dir", "-cd")
     if own is not None:  # Hydra searches it behind the others
         searched = [text for text in given if key_of(text) == "hydra.searchpath"]
         others = [folder for text in searched for folder in quoting.parsed(text).value()]  # type: ignore[union-attr]
         folders = ",".join(map(_quoted, map(str, [*others, f"file://{Path(own).absolute()}"])))
         given = [*(text for text in given if text not in searched), f"hydra.searchpath=[{folders}]"]
-    folder = flags.get("--config-path", flags.get("-cp", str(config_dir)))
-    name = flags.get("--config-name", flags.get("-cn", "config"))
-    return Path(folder).absolute(), name.removesuffix(".yaml"), given
+    name = flag_of(arguments, "--config-name", "-cn") or "config"
+    return config_dir.absolute(), name.removesuffix(".yaml"), given
 
 
 def output_folder(arguments: list[str]) -> Path:
     """Where the command's runs go, as far as its arguments tell."""
     named = {key_of(text): quoting.text_of(text.partition("=")[2]) for text in arguments if "=" in text}
-    sweeps = "-m" in arguments or "--multirun" in arguments
-    folder, root = ("hydra.sweep.dir", "multirun") if sweeps else ("hydra.run.dir", "outputs")
+    folder, root = ("hydra.sweep.dir", "multirun") if sweeps(arguments) else ("hydra.run.dir", "outputs")
     return Path(named.get("sweep") or named.get(folder) or named.get(f"paths.{root}") or root)
 
 
@@ -272,7 +286,7 @@ def refuse_unusable_folder(arguments: list[str]) -> None:
 
 def command_of(arguments: list[str], commands: Iterable[str]) -> str | None:
     """The command that `stage=` names, if it names one and no stage."""
-    named = {key_of(override): override.partition("=")[2] for override in overrides(arguments)}
+    named = {key_of(text): quoting.text_of(text.partition("=")[2]).strip() for text in overrides(arguments)}
     return next((command for command in commands if command == named.get("stage")), None)
 
 
@@ -282,7 +296,7 @@ def same_directory_on_all_ranks(arguments: list[str]) -> list[str]:
     Raises:
         UserError: a sweep, or ranks that have no way to agree.
     """
-    if "-m" in arguments or "--multirun" in arguments:
+    if sweeps(arguments):
         distributed.refuse_sweep()
     others = [] if distributed.rank() == 0 else ["hydra.output_subdir=null"]  # Hydra's own files are written once
     if not is_single_run(arguments) or "hydra.run.dir" in {key_of(override) for override in overrides(arguments)}:
@@ -308,18 +322,18 @@ def refuse_occupied_directory(given: list[str], config: Config) -> None:
                 refuse_other_config(directory, dataclasses.asdict(config))
 
 
-def explain(error: HydraException | OmegaConfBaseException | YAMLError, sweeps: bool = False) -> str:
+def explain(error: HydraException | OmegaConfBaseException | YAMLError, in_sweep: bool = False) -> str:
     """One sentence for an error of Hydra's or OmegaConf's composition.
 
     Args:
-        sweeps: whether the command was to start a sweep.
+        in_sweep: whether the command was to start a sweep.
     """
     for origin in (error, error.__cause__, error.__context__):
         if isinstance(origin, OmegaConfBaseException):
             return schema.explain(origin)
     text = " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
-        return _unreadable(error.override, sweeps)
+        return _unreadable(error.override, in_sweep)
     options = getattr(error, "options", None)
     missing = getattr(error, "missing_cfg_file", None)
     if missing and options:
@@ -338,7 +352,7 @@ def explain(error: HydraException | OmegaConfBaseException | YAMLError, sweeps: 
     return text
 
 
-def _unreadable(override: str, sweeps: bool) -> str:
+def _unreadable(override: str, in_sweep: bool) -> str:
     """What to say of an override that Hydra's grammar does not take, and how it is typed."""
     key, _, value = override.partition("=")
     if quoting.parsed(f"{key}=1") is None:
@@ -347,7 +361,7 @@ def _unreadable(override: str, sweeps: bool) -> str:
         return f"{key}={value!r} holds the end of a line: leave that out, or write the value into a YAML file."
     if value[:1] in "'\"" and value.count(value[:1]) == 1:
         return f"{override}: the quote {value[:1]} is opened and not closed: close it, or leave it out."
-    way = quoting.typed(override, sweeps)
+    way = quoting.typed(override, in_sweep)
     what = f"{override}: Hydra, which reads the command line, does not take {value!r} without quotes."
     return f"{what} Type it with the quotes of Hydra inside those of the shell: {way}" if way else what
 
@@ -368,7 +382,7 @@ def _several_values(override: str) -> str:
 
 def refuse_divided_paths(arguments: list[str]) -> None:
     """Raise a UserError if a sweep would take the name of a file for several values, because of its commas."""
-    if not _sweeps(arguments):
+    if not sweeps(arguments):
         return
     for text in overrides(arguments):
         value = text.partition("=")[2]
@@ -383,17 +397,13 @@ def refuse_stray_words(arguments: list[str]) -> None:
     """Raise a UserError if a word sets nothing: most often the rest of a value with a space in it."""
     for number, word in enumerate(arguments):
         before = arguments[number - 1] if number else ""
-        is_of_flag = before.startswith("-") and not _sweeps([before])
+        is_of_flag = before.startswith("-") and not sweeps([before])
         if word.startswith(("-", "~")) or "=" in word or is_of_flag:
             continue
         rest = itertools.takewhile(lambda text: "=" not in text and not text.startswith("-"), arguments[number:])
         whole = quoting.typed(" ".join([before, *rest])) if "=" in before else None
         way = f", and a value with spaces in quotes: {whole}" if whole else "."
         raise UserError(f"{word!r} is no option: write option=value{way}")
-
-
-def _sweeps(arguments: list[str]) -> bool:
-    return "-m" in arguments or "--multirun" in arguments
 
 
 def _exists(path: str) -> bool:

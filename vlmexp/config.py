@@ -222,7 +222,9 @@ class Evaluation:
         default_factory=lambda: ["think", "analysis"], metadata=bounds(distinct=True)
     )  # what stands between <think> and </think> is no part of an answer
     answers: str = "generate"  # generate | rank: what the model says, or the likeliest of `choices`
-    choices: list[str] | None = None  # to rank; null: the row's own (dataset.columns.choices), else train's
+    choices: list[str] | None = field(
+        default=None, metadata=bounds(fewest=1)
+    )  # to rank; null: the row's own (dataset.columns.choices), else train's
     max_choices: int = count(100, least=2)  # of the train split's answers: the most common
     rank_per_token: bool = False  # rank by log-likelihood per token, which does not favour the short ones
     invariance_examples: int = count(4, least=0)  # asked one by one as well, to see whether the batch matters; 0: none

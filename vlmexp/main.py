@@ -6,6 +6,7 @@ Nothing here imports torch or transformers, so `--help`, `--cfg job` and a misty
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import logging
@@ -21,7 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -29,13 +30,13 @@ from vlmexp import command_line, confidential, distributed, mistyped, programs, 
 from vlmexp.checks import checked
 from vlmexp.config import Config, schema_node, train_extras
 from vlmexp.data.sources import find_source
-from vlmexp.errors import UserError, unknown, without_advice
+from vlmexp.errors import UserError, closest, unknown, without_advice
 from vlmexp.evaluation.lookup import metric_names
 from vlmexp.files import read_json
 from vlmexp.interruption import Preempted, back_to_the_queue, keep_exit_code
 from vlmexp.runs import Run, where_it_is
 from vlmexp.standstill import refuse_standstill
-from vlmexp.storage import ImpossibleName, StorageError, storage_error
+from vlmexp.storage import ImpossibleName, StorageError, require_file, require_folder, storage_error
 from vlmexp.training.best import answered_examples
 
 Stage = Callable[[Config, Run], dict[str, Any]]
@@ -141,20 +142,60 @@ def job(composed: DictConfig) -> float | None:
 
 def check_before_launch(arguments: list[str]) -> Config:
     """Compose and check the config of a single run before Hydra makes a directory for it."""
+    composed = compose(arguments)
     overrides = command_line.overrides(arguments)
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        composed = hydra.compose("config", overrides, return_hydra_config=True)
+    hydra_node = composed.hydra
     config = check(without_secrets(composed))
-    command_line.refuse_occupied_directory(overrides, config)
+    if config.stage in READING:
+        return config
     named = [text.partition("=")[2] for text in overrides if command_line.key_of(text) == "hydra.run.dir"]
+    goes_on = any((Path(quoting.text_of(text)) / "run.json").exists() for text in named)  # with the model it began with
+    sweeps = hydra_node.mode == RunMode.MULTIRUN  # of a preset, which -m does not announce
+    if config.run is None and not goes_on:  # else some are of the run that is named, which has begun with them
+        mistyped.refuse_what_stays(overrides, dataclasses.asdict(config))
+        if not sweeps:
+            mistyped.refuse_settings_of_sweeps(overrides)
+    command_line.refuse_occupied_directory(overrides, config)
     if config.stage == "export" and not named:
         raise UserError("stage=export works on a training run: name one with run=DIRECTORY.")
-    goes_on = any((Path(quoting.text_of(text)) / "run.json").exists() for text in named)  # with the model it began with
+    require_folders(hydra_node, config.paths.data, sweeps, goes_on)
+    if config.stage == "preview" and config.preview.output is not None:
+        require_file("preview.output", config.preview.output)
     if config.stage in ASKING_LIBRARIES and not goes_on:
         from vlmexp.pipeline import check_options
 
         check_options(config)
     return config
+
+
+def compose(arguments: list[str]) -> DictConfig:
+    """The config of a command, as Hydra will compose it, with its node `hydra`."""
+    folder, name, overrides = command_line.composition(arguments, CONFIG_DIR)
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+            return hydra.compose(name, overrides, return_hydra_config=True)
+    except TypeError as error:  # OmegaConf's, for a name within a list
+        raise UserError(
+            f"{error}: an item of a list has its number for a name, as in collator.messages.0.role."
+        ) from None
+
+
+def require_folders(hydra_node: DictConfig, data: str, sweeps: bool, goes_on: bool = False) -> None:
+    """Raise a UserError if the folders that a run or a sweep writes to cannot be made.
+
+    Args:
+        goes_on: whether the run is there already.
+    """
+    kept = hydra_node.output_subdir
+    if kept is not None and Path(str(kept)).name != str(kept):
+        raise UserError(
+            f"hydra.output_subdir={kept} must be a plain name: it is a folder in the run directory. Leave it out."
+        )
+    option = "hydra.sweep.dir" if sweeps else "hydra.run.dir"
+    if not goes_on:
+        require_folder(option, str(hydra_node.sweep.dir if sweeps else hydra_node.run.dir))
+    if not Path(data).expanduser().is_dir():  # prepared data are read where nothing can be written, too
+        require_folder("paths.data", str(Path(data).expanduser()))
 
 
 def without_secrets(composed: DictConfig) -> DictConfig:
@@ -165,15 +206,31 @@ def without_secrets(composed: DictConfig) -> DictConfig:
     return composed
 
 
-def refuse_secrets_in_files(arguments: list[str]) -> None:
-    """The same for a sweep or a command with a folder of the user's own, as far as its config can be composed here."""
-    folder, name, overrides = command_line.composition(arguments, CONFIG_DIR)
+def check_sweep(arguments: list[str]) -> None:
+    """What can be said of a sweep as a whole, as far as its config can be composed without what it varies."""
     try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
-            composed = hydra.compose(name, overrides, return_hydra_config=True)
+        composed = compose(arguments)
     except (HydraException, OmegaConfBaseException, YAMLError):  # what is wrong with it is said when it is used
         return
+    hydra_node = composed.hydra
+    data = OmegaConf.select(composed, "paths.data")
     without_secrets(composed)
+    require_folders(hydra_node, str(data), sweeps=True)
+
+
+def refuse_missing_package(arguments: list[str]) -> None:
+    """Raise a UserError if --package names nothing that --cfg could show."""
+    package, shown = command_line.flag_of(arguments, "--package", "-p"), command_line.flag_of(arguments, "--cfg", "-c")
+    if package in (None, "_global_") or shown is None:
+        return
+    composed = compose(arguments)
+    config = without_secrets(composed) if shown == "job" else composed
+    found = None
+    with contextlib.suppress(OmegaConfBaseException):
+        found = OmegaConf.select(config, package)
+    if found is None:
+        near = closest(package, map(str, config)) or "; --cfg job shows what there is."
+        raise UserError(f"--package {package} names nothing that has a value{near}")
 
 
 def check(composed: DictConfig) -> Config:
@@ -213,7 +270,7 @@ def main() -> None:
             return
         command_line.read_dotenv()
         command_line.refuse_secrets(sys.argv[1:])
-        sys.argv[1:] = command_line.choose_experiments(command_line.sweep_flag_first(sys.argv[1:]))
+        sys.argv[1:] = command_line.choose_experiments(command_line.flags_last(sys.argv[1:]))
         sys.argv[1:] = command_line.script_of_the_hub_replaced(sys.argv[1:])
         mistyped.refuse_lookalikes(sys.argv[1:])
         mistyped.refuse_flags(sys.argv[1:])
@@ -238,8 +295,10 @@ def main() -> None:
 
                 compare(config)
                 return
-        elif not command_line.only_prints(sys.argv[1:], ()):
-            refuse_secrets_in_files(sys.argv[1:])
+        elif command_line.sweeps(sys.argv[1:]):
+            check_sweep(sys.argv[1:])
+        else:
+            refuse_missing_package(sys.argv[1:])
         with programs.of_the_user():
             job()
     except KeyboardInterrupt:
@@ -273,7 +332,7 @@ def stop(error: Exception, directory: Path | None = None) -> NoReturn:
         if can_go_on and directory and (directory / "run.json").exists():
             text += f" Then continue with {_argument(directory)}"
     elif isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
-        text = command_line.explain(error, sweeps=bool({"-m", "--multirun"} & set(sys.argv[1:])))
+        text = command_line.explain(error, command_line.sweeps(sys.argv[1:]))
     else:
         code = 1
         where = f"The traceback is in {directory / 'train.log'}; " if directory else ""

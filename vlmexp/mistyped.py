@@ -7,15 +7,17 @@ import importlib.util
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import ValueType
 
 from vlmexp import quoting
-from vlmexp.config import is_switch, option_names
+from vlmexp.config import PeftExtras, TrainExtras, is_switch, option_names
 from vlmexp.errors import UserError, closest
+from vlmexp.signatures import class_fields
 
 # Letters that editors, chats and web pages put in the place of those that a command line is written with.
 _MEANT = {
@@ -28,6 +30,10 @@ _MEANT = {
 }  # fmt: skip
 _CURLY = re.compile("^[\u2018\u201c\u201e\u00ab].*[\u2019\u201c\u201d\u00bb]$", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
+# Flags of which each asks for something of its own.
+_COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
+_COMPLETION, _SHELLS = ("install", "uninstall", "query"), ("bash", "fish", "zsh")
+_OF_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
 _LISTED = re.compile(r"[\s,\[\]]+")
 
 
@@ -71,20 +77,38 @@ def _meant(letter: str) -> str:
 
 def refuse_flags(arguments: list[str]) -> None:
     """Raise a UserError for a flag that there is not, that lacks its value, or whose value is none of its own."""
-    parser = get_args_parser()
-    flags = {text: action for action in parser._actions for text in action.option_strings}
+    flags = {text: action for action in get_args_parser()._actions for text in action.option_strings}
     for number, word in enumerate(arguments):
         if not word.startswith("-"):
             continue
         name, sign, value = word.partition("=")
         if name not in flags:
             raise _no_flag(name, sign, [text for text in flags if len(text) > 2])
+        if name == "--experimental-rerun":
+            raise UserError(f"{name} would read a pickle, which can run code: continue a run with run=DIRECTORY.")
+        if sign and flags[name].nargs == 0:
+            raise UserError(f"{word}: the flag {name} takes no value; write {name} alone.")
         after = value if sign else next(iter(arguments[number + 1 :]), None)
         _check_flag(name, flags[name], after)
+    _refuse_two_commands(arguments, flags)
     if not any(word.partition("=")[0] in ("--cfg", "-c") for word in arguments):
         for word in arguments:
             if word.partition("=")[0] in ("--resolve", "--package", "-p"):
                 raise UserError(f"{word} says how --cfg shows the configuration: write it with --cfg job.")
+
+
+def _refuse_two_commands(arguments: Iterable[str], flags: Mapping[str, argparse.Action]) -> None:
+    """One command does one thing, and one that completes a shell's lines says which shell."""
+    names = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+    given = {flags[name].dest: name for name in names if flags[name].dest in _COMMANDS}
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given.values())} ask for different things: leave out all but one.")
+    asked = [word for word in arguments if word.partition("=")[0] in _COMPLETION]
+    for name in [name for dest, name in given.items() if dest == "shell_completion"]:
+        if len(asked) != 1 or asked[0].partition("=")[2] not in _SHELLS:
+            raise UserError(
+                f"{name} needs one of {', '.join(f'{what}=SHELL' for what in _COMPLETION)}: bash, fish, zsh."
+            )
 
 
 def _no_flag(name: str, sign: str, flags: Iterable[str]) -> UserError:
@@ -112,6 +136,41 @@ def _check_flag(name: str, action: argparse.Action, value: str | None) -> None:
         )
     if name in ("--config-dir", "-cd") and not os.path.isdir(os.path.expanduser(value)):
         raise UserError(f"{name} {value}: there is no such folder; name one that holds groups of YAML files.")
+
+
+def refuse_what_stays(overrides: Iterable[str], options: Mapping[str, Any]) -> None:
+    """Raise a UserError for what takes nothing away, or puts a library's own value in the place of what it takes away.
+
+    Args:
+        options: the composed ones, by their names.
+    """
+    adapter = options["peft"].get("config_class") or "PeftConfig"
+    owners = {
+        "train": (TrainExtras, "transformers", "TrainingArguments"),
+        "peft": (PeftExtras, "peft", adapter),
+    }
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        held: Any = options
+        for name in key.split("."):
+            held = held.get(name) if isinstance(held, Mapping) else None
+        if value.replace(" ", "") == "{}" and isinstance(held, Mapping) and held:
+            raise UserError(f"{text} takes nothing away: {', '.join(held)} stay; set each to null, or leave it out.")
+        group, _, name = key.partition(".")
+        if text.startswith("~") and group in owners:
+            ours, package, class_name = owners[group]
+            if name in class_fields(package, class_name) or hasattr(ours(), name):
+                raise UserError(
+                    f"{text}: without it the default of {class_name} would count, and not nothing: set {key} to the "
+                    "value that is meant."
+                )
+
+
+def refuse_settings_of_sweeps(overrides: Iterable[str]) -> None:
+    """Raise a UserError for what says how a sweep is launched, where there is none."""
+    for text in overrides:
+        if text.lstrip("+~").startswith(_OF_SWEEPS):
+            raise UserError(f"{text} is for a sweep, and this is a single run: add -m, or leave it out.")
 
 
 def refuse_missing_searchpath(arguments: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlmexp.config import NEEDS_TRAIN, Config
-from vlmexp.data.stage import download
+from vlmexp.data.stage import check_source, download
 from vlmexp.evaluation.answers import check_decoding
 from vlmexp.evaluation.stage import BASE, FINETUNED, score_base, score_finetuned
 from vlmexp.evaluation.trained import find_training_run
@@ -16,7 +16,7 @@ from vlmexp.parts import build_collator, model_source
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
 from vlmexp.tracking.opening import tracked
-from vlmexp.training.stage import check_steps, check_training, train_model
+from vlmexp.training.stage import check_adapter, check_steps, check_training, train_model
 
 
 def check_options(config: Config) -> None:
@@ -33,6 +33,9 @@ def check_options(config: Config) -> None:
         check_export(config)
     processor = check_model(model_source(config), lambda _: None, weights=config.stage != "preview")
     build_collator(config, processor)
+    check_source(config)
+    if config.stage in NEEDS_TRAIN:
+        check_adapter(config)
     if config.stage != "preview":
         check_decoding(config, processor)
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,36 @@ def storage_error(error: BaseException, folder: Path) -> StorageError | None:
     if number is None or number not in _REASONS:
         return None
     return StorageError(_sentence(Path(named or folder), number, "", ""))
+
+
+def require_folder(option: str, folder: str) -> None:
+    """Raise a UserError if nothing can be written to the folder of an option; nothing is left of the attempt."""
+    path = Path(os.path.abspath(folder))
+    if folder.startswith("~"):
+        raise ImpossibleName(f"{option}={folder}: nothing resolves its '~' here: write {os.path.expanduser(folder)}.")
+    try:
+        near = next(place for place in (path, *path.parents) if os.path.lexists(place))
+        if not os.path.isdir(near):
+            raise NotADirectoryError(errno.ENOTDIR, f"{near} is no folder")
+        # All of it in a folder with a name of its own, so that nobody else's is there for a moment and gone again.
+        with tempfile.TemporaryDirectory(dir=near) as attempt:
+            (Path(attempt) / path.relative_to(near)).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a letter that no name has
+        number, said = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
+        if number in _REASONS:
+            raise StorageError(_sentence(path, number, f"or set {option} to another place", "")) from None
+        if number == errno.ENAMETOOLONG:
+            said = f"the name is too long{_length(str(path), number)}"
+        raise ImpossibleName(
+            f"{option}={_shortened(folder)}: no folder can be made there: {said.lower()}. Name another."
+        ) from None
+
+
+def require_file(option: str, file: str) -> None:
+    """The same for a file that is written or written anew."""
+    if os.path.isdir(file):
+        raise ImpossibleName(f"{option}={file} is a folder: name a file.")
+    require_folder(option, os.path.dirname(file) or ".")
 
 
 def _shortened(path: str) -> str:

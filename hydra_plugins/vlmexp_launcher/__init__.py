@@ -70,6 +70,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
     """
 
     kind: ClassVar[str]
+    elsewhere: ClassVar[bool] = False  # whether points run on other machines
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Imported late: Hydra imports this module whenever it looks for plugins.
@@ -83,7 +84,8 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         setup_globals()
         sweep = Sweep(Path(str(self.config.hydra.sweep.dir)))
         try:
-            check_points(self.hydra_context.config_loader, self.config, job_overrides)
+            if self.config.hydra.runtime.choices["hydra/sweeper"] != "grid":  # which has looked at them
+                check_points(self.hydra_context.config_loader, self.config, job_overrides, self.elsewhere)
         except Exception:
             sweep.discard_unless_begun()
             raise
@@ -140,6 +142,7 @@ class SlurmLauncher(_Launcher):
     """Points as jobs of a SLURM array."""
 
     kind = "slurm"
+    elsewhere = True
 
 
 class LocalLauncher(_Launcher):

@@ -40,6 +40,8 @@ RESERVED_MODEL_KWARGS = {
     "load_in_4bit": "peft=qlora",
     "load_in_8bit": "peft.quantization",
     "token": "the environment variable HF_TOKEN",
+    "state_dict": "model.id",
+    "config": "model.id",
 }
 GENERATION_CONFIG = ("transformers", "generation/configuration_utils.py", "GenerationConfig")
 RESERVED_GENERATION = {
@@ -83,6 +85,7 @@ PEFT_BOUNDS = {
     **dict.fromkeys(("lora_alpha", "alpha"), Bounds(above=0)),  # 0 would multiply all that is learnt by nothing
     **dict.fromkeys(("lora_dropout", "rank_dropout", "module_dropout", "adapter_dropout"), Bounds(least=0, below=1)),
 }
+_LISTS_OF_NAMES = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
 PEFT_PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
 DEVICES = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|cuda(:\d+)?")
 QUANTIZED_TYPES = ("nf4", "fp4")
@@ -216,6 +219,8 @@ def _check_best_checkpoint(config: Config) -> None:
     if not train.get("load_best_model_at_end", train.get("metric_for_best_model")):
         return
     evaluated, saved = train.get("eval_strategy", "no"), train.get("save_strategy", "steps")
+    if evaluated == "no":
+        raise UserError("train.load_best_model_at_end=true needs evaluations: set train.eval_strategy=steps or epoch.")
     if saved == "best":
         return
     if evaluated != saved:
@@ -276,6 +281,10 @@ def _check_adapter_numbers(options: Mapping[str, Any]) -> None:
             raise UserError(f"{option}={shown(repr(value))} must be a number.")
         if value is not None:
             check_number(option, value, bounds)
+    for name in _LISTS_OF_NAMES:
+        for item in value if isinstance(value := options.get(name), list) else ():
+            if not isinstance(item, str) or not item.strip():
+                raise UserError(f"peft.{name}={shown(value)}: {item!r} is no name; write peft.{name}=[A,B].")
     targets = options.get("target_modules")
     if targets is not None and not targets:
         raise UserError(

@@ -130,6 +130,9 @@ NAMES = {
 }
 MAPPINGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+START_METHODS = ("fork", "spawn", "forkserver")
+# Of torch.utils.checkpoint.checkpoint, as far as a text or a number can say it.
+CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _LOW_RANK = ("galore", "apollo")  # beginnings of names of optimizers that take optim_target_modules
 
@@ -157,12 +160,19 @@ def check_names(train: Mapping[str, Any]) -> None:
         ("log_level", LOG_LEVELS),
         ("log_level_replica", LOG_LEVELS),
         ("torch_compile_mode", COMPILE_MODES),
+        ("dataloader_multiprocessing_context", START_METHODS),
     ):
         if train.get(name) is not None:
             check_choice(f"train.{name}", train[name], choices)
     for name in MAPPINGS:
         if isinstance(value := train.get(name), str) and not value.startswith("{"):
             raise UserError(f"train.{name}={shown(repr(value))} must be options with their values: {{NAME: VALUE}}.")
+    if isinstance(backend := train.get("torch_compile_backend"), str):
+        known = [name.lower() for name in enumerated("accelerate", "utils/dataclasses.py", "DynamoBackend")]
+        check_choice("train.torch_compile_backend", backend.lower(), known)
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        for option in value if isinstance(value := train.get(name), Mapping) else ():
+            check_choice(f"train.{name}", option, CHECKPOINTING)
     if train.get("bf16") and train.get("fp16"):
         raise UserError("train.bf16=true and train.fp16=true are two precisions: set one of them to false.")
 

@@ -95,19 +95,8 @@ def files(
     media, paths = list(media_columns), paths or {}
     dotted = [column for column in media if "." in column]
 
-    def rows(option: str, given: str | Sequence[str]) -> Iterator[dict[str, Any]]:
-        try:
-            found = split_files(given)
-        except ValueError as error:
-            raise UserError(f"dataset.options.{option}={given}: {error}.") from None
-        for path in found:
-            file = given if len(found) == 1 and isinstance(given, str) else str(path)
-            if path.suffix.lower() not in READERS:
-                raise UserError(
-                    f"dataset.options.{option}={file}: the file's ending must be one of {', '.join(READERS)}."
-                )
-            if not path.exists():
-                raise UserError(f"dataset.options.{option}={file}: there is no such file (looked at {path.resolve()}).")
+    def rows(option: str, found: Sequence[tuple[str, Path]]) -> Iterator[dict[str, Any]]:
+        for file, path in found:
             folder = (Path(root).expanduser() if root else path.parent).resolve()
             try:
                 there = read_rows(path, may_be_empty=len(found) > 1)
@@ -119,7 +108,27 @@ def files(
                 raise UserError(f"dataset.options.{option}={file} cannot be read: {error}.") from None
 
     named = {"train": train, "validation": validation, "test": test}
-    return {split: rows(split, given) for split, given in named.items() if given}
+    there = {split: _found(split, given) for split, given in named.items() if given}
+    return {split: rows(split, found) for split, found in there.items()}
+
+
+def _found(option: str, given: Any) -> list[tuple[str, Path]]:
+    """The files of a split, each with how it was named; a UserError for what is none."""
+    if not isinstance(given, str) and not (isinstance(given, list) and all(isinstance(text, str) for text in given)):
+        raise UserError(
+            f"dataset.options.{option}={given} is no file: write dataset.options.{option}=FILE, or a list of them."
+        )
+    try:
+        found = split_files(given)
+    except ValueError as error:
+        raise UserError(f"dataset.options.{option}={given}: {error}.") from None
+    named = [(given if len(found) == 1 and isinstance(given, str) else str(path), path) for path in found]
+    for file, path in named:
+        if path.suffix.lower() not in READERS:
+            raise UserError(f"dataset.options.{option}={file}: the file's ending must be one of {', '.join(READERS)}.")
+        if not path.exists():
+            raise UserError(f"dataset.options.{option}={file}: there is no such file (looked at {path.resolve()}).")
+    return named
 
 
 def _filled(column: str, text: str, row: Mapping[str, Any], file: str) -> str:
@@ -364,6 +373,20 @@ def find_source(name: str, options: Mapping[str, Any]) -> Source:
     return source  # type: ignore[no-any-return]
 
 
+def named_splits(name: str, options: Mapping[str, Any]) -> list[str] | None:
+    """The splits of a source; None if only its data say which there are.
+
+    Raises:
+        UserError: a file or folder that it is to read is not there.
+    """
+    if name not in _SPLITS_BY_OPTIONS:
+        path = str(options.get("path", ""))
+        if name in SOURCES and path.startswith(("/", "./", "../", "~")) and not Path(path).expanduser().exists():
+            raise UserError(f"dataset.options.path={path}: there is no such folder. An id of the Hub is ORG/NAME.")
+        return None
+    return list(find_source(name, options)(**options))
+
+
 def _takes_text(parameter: inspect.Parameter) -> bool:
     """Whether an option is annotated as a text, or none."""
     return str(parameter.annotation) in ("str", "str | None", "<class 'str'>")
@@ -410,6 +433,8 @@ def _encoded(feature: Any) -> Any:
     return feature
 
 
+# Of these the options tell the splits, and nothing is read before their rows are asked for.
+_SPLITS_BY_OPTIONS = ("easyvqa", "shapes", "files", "vqav2")
 SOURCES: dict[str, Source] = {
     "easyvqa": easyvqa,
     "shapes": shapes,

@@ -9,6 +9,8 @@ from vlmexp.config import NEEDS_TRAIN, Config, required_roles, used_columns
 from vlmexp.data.examples import Examples
 from vlmexp.data.limits import Limits, set_limits
 from vlmexp.data.prepare import Prepared, prepare
+from vlmexp.data.sources import named_splits
+from vlmexp.data.splits import require_train, resolved_splits
 from vlmexp.data.video_readers import resolve_library
 from vlmexp.errors import UserError
 from vlmexp.files import read_jsonl, write_jsonl
@@ -81,6 +83,17 @@ def prepared_data(config: Config, run: Run) -> Prepared:
         }
     )
     return prepared
+
+
+def check_source(config: Config) -> None:
+    """Raise a UserError for files and splits that the source has not; reads no rows."""
+    dataset = config.dataset
+    available = named_splits(dataset.source, dataset.options)
+    if available is None:
+        return
+    wanted = resolved_splits(available, dataset.splits)
+    if config.stage in NEEDS_TRAIN:
+        require_train(available, wanted["train"] is not None)
 
 
 def duplicates_in_words(prepared: Prepared) -> list[str]:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
+import logging
+import math
+import multiprocessing
+import re
+import signal
+import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -14,22 +23,31 @@ from vlmexp import distributed
 from vlmexp.command_line import CONTINUING
 from vlmexp.config import Config
 from vlmexp.errors import UserError, shown
-from vlmexp.main import READING, check, without_secrets
+from vlmexp.files import digest
+from vlmexp.main import ASKING_LIBRARIES, READING, check, without_secrets
+from vlmexp.mistyped import refuse_what_stays
 
 _LAUNCHERS = "hydra_plugins.vlmexp_launcher."
 _LEAST = {
     "array_parallelism": 1, "timeout_min": 1, "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "signal_delay_s": 0,
-    "max_num_timeout": 0,
+    "max_num_timeout": 0, "gpus_per_node": 0, "mem_gb": 1,
 }  # fmt: skip
 # By so many seconds, says the manual of sbatch, SLURM may send the signal of --signal before its time. What a job needs
 # to start with is not known here; a job that is always stopped before it gets anywhere says so by itself.
 _EARLY_S = 60
-_OPTIONAL = ("cpus_per_task",)
+_OPTIONAL = ("cpus_per_task", "gpus_per_node", "mem_gb")
+_TEXTS = ("partition", "qos", "account", "constraint", "comment", "exclude")
 # What sbatch calls settings of the launcher, without which jobs would not come back from their time limit.
 _OURS_OF_SBATCH = {
     "time": "timeout_min", "time-min": "timeout_min", "signal": "signal_delay_s", "no-requeue": "max_num_timeout",
     "array": "array_parallelism",
 }  # fmt: skip
+MOST_POINTS = 10_000  # of a sweep; each is looked at before the first starts
+_ALL_ASKED = 64  # so many points are shown to the libraries, and behind them those with a value that none had before
+# What a library says of the machine it is on, which need not be like those that the points run on.
+_OF_THE_MACHINE = re.compile(r"gpu|cuda|ampere|not installed|flash", re.IGNORECASE)
+_Point = tuple[str, Sequence[str], Config]  # what it is called, its overrides, its config
+log = logging.getLogger(__name__)
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
@@ -38,11 +56,37 @@ class _Bar(tqdm):  # type: ignore[type-arg]
     monitor_interval = 0
 
 
-def check_points(loader: ConfigLoader, config: DictConfig, all_overrides: Sequence[Sequence[str]]) -> None:
+def check_size(lines: Sequence[str]) -> None:
+    """Raise a UserError for a grid of too many points, before they are written out; `lines` are its overrides."""
+    counts = [_values(override) for override in OverridesParser.create().parse_overrides(list(lines))]
+    if (points := math.prod(counts)) > MOST_POINTS:
+        raise UserError(
+            f"The sweep has {points:,} points, and may have {MOST_POINTS:,}: vary less, or search with "
+            "hydra/sweeper=optuna."
+        )
+
+
+def _values(override: Override) -> int:
+    """How many points an override makes of one; what a glob() finds is few, and counted as one."""
+    if not override.is_discrete_sweep():
+        return 1
+    value = override.value()
+    if not isinstance(value, RangeSweep):
+        return len(value.list) if isinstance(value, ChoiceSweep) else 1
+    ends = [float(end) if end is not None else 0.0 for end in (value.start, value.stop, value.step)]
+    if not all(map(math.isfinite, ends)) or ends[2] == 0:
+        raise UserError(f"{override.input_line}: range(START,STOP,STEP) needs finite numbers and a step other than 0.")
+    return max(0, math.ceil((ends[1] - ends[0]) / ends[2]))
+
+
+def check_points(
+    loader: ConfigLoader, config: DictConfig, all_overrides: Sequence[Sequence[str]], elsewhere: bool = False
+) -> None:
     """Compose and check every point.
 
     Args:
         config: of the sweep, with its node `hydra`.
+        elsewhere: whether they run on other machines than this.
 
     Raises:
         UserError: a point could not start; nothing has been written so far.
@@ -59,12 +103,70 @@ def check_points(loader: ConfigLoader, config: DictConfig, all_overrides: Sequen
         raise UserError(
             "The sweep has no points: a glob() matches no name of a choice, or a range() has none between its ends."
         )
-    count = Counter(map(tuple, all_overrides))
-    if len(count) < len(all_overrides) and config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # not of a search
-        twice = shown(" ".join(count.most_common(1)[0][0]))
-        raise UserError(f"The point ({twice}) is there twice: leave out the value that is repeated.")
-    for number, overrides in enumerate(_Bar(all_overrides, desc="check", unit=" points", leave=False)):
-        check_point(loader, config, overrides, f"point {number} ")
+    is_grid = config.hydra.runtime.choices["hydra/sweeper"] in ("grid", "basic")  # a search may repeat a point
+    common = set.intersection(*map(set, all_overrides)) if len(all_overrides) > 1 else set()
+    points, first = list[_Point](), dict[str, str]()
+    for number, overrides in enumerate(_Bar(all_overrides, desc="check", unit=" points", leave=False, disable=None)):
+        title = " ".join(text for text in overrides if text not in common) or " ".join(overrides[-1:])
+        checked = check_point(loader, config, overrides, f"point {number} ")
+        same = first.setdefault(digest(dataclasses.asdict(checked)), title)
+        if is_grid and (len(first) <= number):
+            again = "" if same == title else f", as ({shown(title)}) again"
+            raise UserError(f"The point ({shown(same)}) is there twice{again}: leave out the value that is repeated.")
+        points.append((f"point {number} ({shown(title)})", overrides, checked))
+    if is_grid:
+        ask_libraries(points, elsewhere)
+
+
+def ask_libraries(points: Sequence[_Point], elsewhere: bool) -> None:
+    """Raise a UserError if a library would refuse one of the points when it starts.
+
+    Args:
+        elsewhere: whether they run on other machines, so that what a library misses on this one does not count.
+    """
+    asked, seen = list[_Point](), set[str]()
+    for point in points:
+        _, overrides, config = point
+        if config.stage in ASKING_LIBRARIES and (len(asked) < _ALL_ASKED or not seen.issuperset(overrides)):
+            asked.append(point)
+            seen.update(overrides)
+    complaint = _complaint(asked, elsewhere) if "torch" in sys.modules or not asked else _from_child(asked, elsewhere)
+    if complaint:
+        raise UserError(complaint)
+
+
+def _complaint(points: Sequence[_Point], elsewhere: bool) -> str | None:
+    """What the libraries say of the first point that they refuse."""
+    from vlmexp.pipeline import check_options
+
+    for name, _, config in points:
+        try:
+            check_options(config)
+        except UserError as error:
+            if not (elsewhere and _OF_THE_MACHINE.search(str(error))):
+                return f"{name}: {error}"
+    return None
+
+
+def _from_child(points: Sequence[_Point], elsewhere: bool) -> str | None:
+    """The same from a process of its own, which takes the memory of the libraries with it: the client may stay long."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_tell, args=(points, elsewhere, sender), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        complaint: str | None = receiver.recv()
+    except EOFError:
+        complaint = None
+        log.warning("The libraries could not be asked about the points (their process has ended): they start unasked.")
+    child.join()
+    return complaint
+
+
+def _tell(points: Sequence[_Point], elsewhere: bool, sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C is the client's to speak of
+    sender.send(_complaint(points, elsewhere))
 
 
 def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str], name: str = "") -> Config:
@@ -81,9 +183,11 @@ def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[st
             "has another: start it without -m, or leave out run=."
         )
     try:
-        return check(without_secrets(composed))
+        checked = check(without_secrets(composed))
+        refuse_what_stays(overrides, dataclasses.asdict(checked))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+    return checked
 
 
 def check_launcher(settings: Mapping[str, Any] | DictConfig) -> None:
@@ -93,6 +197,9 @@ def check_launcher(settings: Mapping[str, Any] | DictConfig) -> None:
         left_out = value is None and (name not in settings or name in _OPTIONAL)
         if not left_out and not (type(value) is int and value >= least):
             raise UserError(f"hydra.launcher.{name}={value} must be a whole number and at least {least}.")
+    for name in _TEXTS:
+        if str(settings.get(name)).strip() == "":
+            raise UserError(f"hydra.launcher.{name}={settings[name]!r} is empty: give it a value, or leave it out.")
     if "signal_delay_s" in settings:
         _check_time_limit(settings["timeout_min"], settings["signal_delay_s"])
     for name, value in (settings.get("additional_parameters") or {}).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -34,8 +35,8 @@ def peft_config(class_name: str | None, options: Mapping[str, Any]) -> peft.Peft
     require_kept(class_name, options)
     try:
         config = getattr(peft, class_name)(**options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"peft: {class_name} refuses its options: {error}") from None
+    except (TypeError, ValueError, AttributeError, ImportError) as error:
+        raise UserError(f"peft: {class_name} refuses its options: {' '.join(str(error).split())}") from None
     assert isinstance(config, peft.PeftConfig)
     return config
 
@@ -59,6 +60,7 @@ def attach(
             raise UserError(f"peft.train_parts={list(train_parts)}: {type(model).__name__} has no such part to train.")
         return model
     frozen = modules.pattern_of([part for part in PARTS if part not in train_parts])
+    idle = _idle_names(config, model)  # before PEFT gives some modules other names
     config = copy.deepcopy(config)
     if frozen is not None:
         if not hasattr(config, "exclude_modules"):
@@ -73,13 +75,69 @@ def attach(
         is_placed = targets is None or isinstance(error, ImportError)
         reason = "" if is_placed else _misplaced(model, targets or (), modules, train_parts)
         unexplained = f"peft: the adapter cannot be attached to {type(model).__name__}: {error}"
-        raise UserError(reason or unexplained) from None
+        raise UserError(reason or unexplained) from error
+    if idle:
+        raise UserError(idle)
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             for own in module.modules_to_save.values():
                 _hold_in_float32(own)
     _try_to_merge(adapted)
     return adapted
+
+
+def try_to_attach(
+    empty: PreTrainedModel, config: peft.PeftConfig | None, train_parts: Collection[str], modules: ModulePatterns
+) -> PreTrainedModel | PeftModel | None:
+    """The same with a model that has no weights; None where the adapter begins with what it reads off them.
+
+    Raises:
+        UserError: it cannot be placed.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they come again when it is done
+            return attach(empty, config, train_parts, modules)
+    except UserError as error:
+        if isinstance(error.__cause__, RuntimeError):  # torch's, and with NotImplementedError its kind
+            return None
+        raise
+
+
+def _idle_names(config: peft.PeftConfig, model: PreTrainedModel) -> str:
+    """What is wrong with a name in the adapter's options that nothing in the model has; empty if there is none.
+
+    PEFT says nothing of it if others are found.
+    """
+    modules = [name for name, _ in model.named_modules()]
+    weights = [name for name, _ in model.named_parameters()]
+    # As PEFT compares each: a list's items with the ends of names, a text with whole names, a pattern's keys with both.
+    wanted = [
+        (option, item, rf"(.*\.)?{re.escape(item)}", names)
+        for option, names in (("target_modules", modules), ("exclude_modules", modules), ("target_parameters", weights))
+        for item in _listed(getattr(config, option, None))
+    ]
+    wanted += [
+        ("modules_to_save", item, f".*{re.escape(item)}", modules)
+        for item in _listed(getattr(config, "modules_to_save", None))
+    ]
+    if isinstance(pattern := getattr(config, "exclude_modules", None), str):
+        wanted.append(("exclude_modules", pattern, pattern, modules))
+    for option in ("rank_pattern", "alpha_pattern"):
+        wanted += [(option, key, rf"(.*\.)?({key})", modules) for key in getattr(config, option, None) or ()]
+    for option, item, pattern, names in wanted:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            near = closest(item, {name.rpartition(".")[2] for name in names})
+            return f"peft.{option} names {item!r}, which the model has not{near or ': leave it out.'}"
+    tokens, rows = getattr(config, "trainable_token_indices", None), len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    for token in tokens if isinstance(tokens, list) else ():
+        if not 0 <= token < rows:
+            return f"peft.trainable_token_indices={tokens}: {token} must be at least 0 and less than {rows}."
+    return ""
+
+
+def _listed(value: Any) -> list[str]:
+    """The names of an option that lists some."""
+    return sorted(value) if isinstance(value, list | set | tuple) else []
 
 
 def _try_to_merge(model: PeftModel) -> None:

@@ -111,7 +111,8 @@ def check_weights(model_id: str, location: str, revision: str | None) -> None:
     if first in PICKLES:
         raise UserError(
             f"model.id={model_id} holds pickled weights only ({first}), which can run code when they are read: "
-            "take a revision with safetensors, or, if you trust it, model.model_kwargs.use_safetensors=false."
+            "take a revision with safetensors, or, if you trust it, model.model_kwargs.use_safetensors=false with "
+            "model.trust_remote_code=true."
         )
     if is_local:
         for name in [WEIGHTS] if first == WEIGHTS else _shards(model_id, folder):

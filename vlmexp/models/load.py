@@ -22,13 +22,14 @@ from vlmexp.models.fit import check_class, check_processor, check_type, check_we
 from vlmexp.models.generation import mend, valid_file
 from vlmexp.models.load_errors import LOADING_ERRORS, loading_error
 from vlmexp.models.modules import DEFAULT_PATTERNS, ModulePatterns
-from vlmexp.models.options import check_attention, check_model_options, check_processor_options
+from vlmexp.models.options import check_attention, check_model_options, check_pickles, check_processor_options
 from vlmexp.models.processor_files import lost_class, named_classes
 from vlmexp.models.quantization import keep_trainable, quantization_config
 
 EMBEDDED = "vlmexp:"  # prefix of the ids of checkpoints that the package ships
 ASSETS = Path(__file__).parent.parent / "assets"
 MODEL_AUTO, PROCESSOR_AUTO = "AutoModelForImageTextToText", "AutoProcessor"
+_NOTHING_TO_QUANTISE = "model.random_init=true has no weights to quantise: choose peft=lora or peft=none."
 # Arguments of from_pretrained that move the weights to files of other names.
 OTHER_FILES = {"use_safetensors", "variant", "subfolder", "gguf_file"}
 Note = Callable[[str], None]  # told of everything that is done differently from what was asked
@@ -79,8 +80,9 @@ def check_model(source: ModelSource, note: Note, weights: bool = True) -> Proces
         UserError: the checkpoint cannot be reached or is not whole; it is no vision-language model, or needs code of
             its own; class or processor do not fit it; it cannot be quantised as asked.
     """
-    if weights:
-        quantization_config(source.quantization, source.modules)
+    if weights and quantization_config(source.quantization, source.modules) and source.random_init:
+        raise UserError(_NOTHING_TO_QUANTISE)
+    check_pickles(source.model_kwargs.get("use_safetensors", True), source.trust_remote_code)
     loader = _class(source, "model_class", MODEL_AUTO, note)
     config = _config(source)
     check_attention(source.attn_implementation)
@@ -140,10 +142,9 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
     check_class(source.id, config, loader)
     if source.random_init:
         if quantization:
-            raise UserError("model.random_init=true has no weights to quantise: choose peft=lora or peft=none.")
+            raise UserError(_NOTHING_TO_QUANTISE)
         torch.manual_seed(seed)
-        build: Any = loader if isinstance(loader, type) and issubclass(loader, PreTrainedModel) else loader.from_config
-        drawn = build(config).to(dtype=dtype, device="cpu" if on_cpu else "cuda").eval()
+        drawn = _build(loader)(config).to(dtype=dtype, device="cpu" if on_cpu else "cuda").eval()
         mend(drawn, source.id, note)
         return drawn
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **source.model_kwargs}
@@ -171,6 +172,27 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
     keep_trainable(model)
     mend(model, source.id, note)
     return model.eval()
+
+
+def empty_model(source: ModelSource) -> PreTrainedModel | None:
+    """The model of a checkpoint with its modules and without weights, on no device: what it is made of.
+
+    None where that takes the checkpoint's own code, which need not be fit for it.
+    """
+    if source.trust_remote_code:
+        return None
+    loader = _class(source, "model_class", MODEL_AUTO, lambda _: None)
+    with torch.device("meta"):
+        model = _build(loader)(_config(source))
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _build(loader: Any) -> Callable[[PreTrainedConfig], Any]:
+    """What makes a model of a configuration, without the weights of a checkpoint."""
+    is_model = isinstance(loader, type) and issubclass(loader, PreTrainedModel)
+    build: Callable[[PreTrainedConfig], Any] = loader if is_model else loader.from_config
+    return build
 
 
 def commit(source: ModelSource) -> str | None:
@@ -241,6 +263,9 @@ def _class(source: ModelSource, option: str, fallback: str, note: Note) -> Any:
             )
         note(f"model.{option}={name} is not in {source.import_path}: using {fallback}.")
         return getattr(transformers, fallback)
+    is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    if option == "model_class" and not is_model and not hasattr(found, "from_config"):
+        raise UserError(f"model.model_class={name}: this is no class of a model; null takes {fallback}.")
     if not hasattr(found, "from_pretrained"):
         raise UserError(f"model.{option}={name}: this is nothing that loads a checkpoint (it has no from_pretrained).")
     return found

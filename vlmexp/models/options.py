@@ -37,6 +37,17 @@ def check_attention(name: str | None) -> None:
         )
 
 
+def check_pickles(use_safetensors: Any, trust_remote_code: bool) -> None:
+    """Raise a UserError if weights may be read from pickles without the user's word for it."""
+    if not isinstance(use_safetensors, bool):
+        raise UserError(f"model.model_kwargs.use_safetensors={shown(repr(use_safetensors))} must be true or false.")
+    if not use_safetensors and not trust_remote_code:
+        raise UserError(
+            "model.model_kwargs.use_safetensors=false has pickled weights read, which can run code: take a revision "
+            "with safetensors, or, if you trust it, set model.trust_remote_code=true as well."
+        )
+
+
 def check_model_options(options: Mapping[str, Any], config: PreTrainedConfig, loader: Any) -> None:
     """Raise a UserError for a name that neither from_pretrained, nor the class, nor the configuration has."""
     builds = inspect.signature(loader.__init__).parameters if _is_model(loader) else {}
@@ -44,6 +55,8 @@ def check_model_options(options: Mapping[str, Any], config: PreTrainedConfig, lo
     for name, value in options.items():
         if name not in known and not hasattr(config, name):
             raise _unknown("model_kwargs", name, value, known, loader.__name__)
+        if isinstance(getattr(config, name, None), bool) and not isinstance(value, bool):
+            raise UserError(f"model.model_kwargs.{name}={shown(repr(value))} must be true or false.")
 
 
 def check_processor_options(

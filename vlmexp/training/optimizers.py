@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -37,8 +38,12 @@ def check_optimizer(arguments: TrainingArguments) -> None:
         raise
     except Exception as error:  # of any package that an optimizer may come from
         raise UserError(f"train.optim={trial.args.optim.value} cannot be built: {_told(error)}") from None
+    steps = max(arguments.max_steps, _STEPS)
     try:
-        schedule: Any = trial.create_scheduler(max(arguments.max_steps, _STEPS))
+        schedule: Any = trial.create_scheduler(steps)
+        factors = [factor(step) for factor in getattr(schedule, "lr_lambdas", ()) for step in (0, 1, steps // 2, steps)]
+        if not all(map(math.isfinite, factors)):
+            raise ValueError("its learning rate is not finite")
     except Exception as error:
         raise UserError(
             f"train.lr_scheduler_type={kind} cannot be built with train.lr_scheduler_kwargs="

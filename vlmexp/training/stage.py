@@ -30,13 +30,13 @@ from vlmexp.data.stage import load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.evaluation.answers import answer_limit, check_decoding
 from vlmexp.export.stage import check_export, export_model, keep_answers, publish
-from vlmexp.models.adapter import attach, trainable_parameters
+from vlmexp.models.adapter import attach, trainable_parameters, try_to_attach
 from vlmexp.models.adapter_kinds import moves_base
 from vlmexp.models.adapter_start import Start, begin_with, load_start, save_start, start_of
 from vlmexp.models.checkpoint import file_sizes
 from vlmexp.models.export import public_id, save_adapter
 from vlmexp.models.fit import check_forward
-from vlmexp.models.load import ModelSource, check_model, commit, device_name, load_model
+from vlmexp.models.load import ModelSource, check_model, commit, device_name, empty_model, load_model
 from vlmexp.parts import (
     adapter_config,
     build_collator,
@@ -96,6 +96,26 @@ def check_training(config: Config) -> None:
     adapter_config(config)
     questions_to_answer(config)
     check_optimizer(training_arguments(config, Path("checkpoints"), lambda _: None, has_validation=True))
+
+
+def check_adapter(config: Config) -> None:
+    """Place the adapter in a model without weights; a UserError if that cannot be, or nothing would be trained."""
+    source, patterns = model_source(config), module_patterns(config)
+    model = empty_model(source)
+    if model is None:
+        return
+    if config.train.get("gradient_checkpointing") and not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"train.gradient_checkpointing=true: {type(model).__name__} has no such thing; leave it out, or choose "
+            "another model."
+        )
+    parts = {patterns.part_of(name) for name, _ in model.named_modules()}
+    for part in ("vision", "projector"):
+        if (pattern := getattr(config.model.modules, part)) is not None and part not in parts:
+            raise UserError(f"model.modules.{part}={pattern!r} fits no module of {type(model).__name__}: leave it out.")
+    adapted = try_to_attach(model, adapter_config(config), peft_extras(config).train_parts, patterns)
+    if adapted is not None:
+        require_parts(adapted, part_learning_rates(config), patterns.part_of)
 
 
 def check_steps(config: Config, run: Run) -> None:

@@ -11,8 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import seed_worker
 
+from vlmexp.errors import UserError
+
 _MOST_WORKERS = 8
 _LAST_S = 300
+_OF_WORKERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
 _PREFETCHED = 4  # batches a worker prepares in advance
 
 
@@ -24,11 +27,20 @@ def worker_options(given: Mapping[str, Any], on_gpu: bool, cpus: int, processes:
     Args:
         cpus: that this job may use on this machine.
         processes: of the job, on this machine.
+
+    Raises:
+        UserError: there are no workers, and something is asked of them.
     """
     workers = given.get("dataloader_num_workers")
     if workers is None:
         workers = min(_MOST_WORKERS, cpus // processes) if on_gpu else 0
     if workers == 0:
+        for name in _OF_WORKERS:
+            if given.get(name):
+                raise UserError(
+                    f"train.{name}={given[name]} is for worker processes, of which there are none (as always without a "
+                    "GPU): set train.dataloader_num_workers above 0, or leave it out."
+                )
         return {"dataloader_num_workers": 0}
     ours = {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": _PREFETCHED}
     return {"dataloader_num_workers": workers} | {n: v for n, v in ours.items() if given.get(n) is None}
