@@ -10,9 +10,12 @@ import os
 import signal
 import threading
 import time
+from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -20,15 +23,16 @@ from tests.data.clips import clip, drawn
 from tests.data.hostile import images as hostile
 from tests.data.hostile import tables, videos
 from tests.data.hostile.use import prepared
-from vlmexp.data import images, video_process
-from vlmexp.data.image_files import FORMATS, MediaError, opened_image
+from vlmexp.data import images, regular_files, table_child, video_process
+from vlmexp.data.image_files import FORMATS, MediaError, opened_image, row_size
 from vlmexp.data.images import ImageOptions, image_size, load_image, picture, within
 from vlmexp.data.limits import MIB, Budget, Limits, budget, set_limits
 from vlmexp.data.pictures import identity
-from vlmexp.data.regular_files import Unopened, content_digest, open_regular
+from vlmexp.data.regular_files import Unopened, content_digest, open_regular, require_stored
+from vlmexp.data.tables import read_rows
 from vlmexp.data.video_child import Child
 from vlmexp.data.video_process import ReaderProcess
-from vlmexp.data.video_readers import LIBRARIES, works
+from vlmexp.data.video_readers import LIBRARIES, VideoHeader, works
 from vlmexp.data.videos import VideoOptions, check_video, load_video, video_header
 from vlmexp.errors import UserError
 
@@ -62,6 +66,18 @@ def test_the_budget_is_for_all_threads_together():
     assert 80 <= most <= 100
 
 
+def test_a_share_of_the_budget_grows_by_what_is_free_and_gives_all_of_it_back():
+    budget = Budget()
+    budget.limits = Limits(decode_memory_mib=100)
+    with budget.taken(60 * MIB) as first, budget.taken(20 * MIB) as second:
+        assert not second.grown(21 * MIB)
+        assert second.grown(20 * MIB)
+        assert not first.grown(1)
+        assert (first.size, second.size) == (60 * MIB, 40 * MIB)
+    with budget.taken(100 * MIB) as all_of_it:
+        assert all_of_it.size == 100 * MIB
+
+
 def test_an_image_that_needs_more_than_the_budget_says_so(tmp_path):
     """A progressive JPEG in full colours keeps two bytes for each of its 3 x 6,000 x 6,000 samples."""
     Image.new("RGB", (6_000, 6_000)).save(tmp_path / "a.jpg", progressive=True, subsampling=0)
@@ -91,6 +107,44 @@ def test_a_file_may_have_so_many_bytes(tmp_path):
         UserError, match=r"has 1,099,511,627,776 bytes, more than 17,179,869,184: raise dataset.max_file_gib"
     ):
         prepared(tmp_path, tmp_path / "train.jsonl")
+
+
+def test_a_file_that_is_mostly_a_hole_is_neither_hashed_nor_read(tmp_path):
+    path, table = drawn(tmp_path / "a.mkv", 8), tmp_path / "train.csv"
+    table.write_text("question,answer\nq,a\n")
+    os.truncate(path, 2**33)
+    os.truncate(table, 2**33)
+    begun = time.process_time()
+    with pytest.raises(MediaError, match=r"a\.mkv has 8,589,934,592 bytes, of which .* were ever written, .* again\.$"):
+        check_video(path, "auto")
+    assert "has 8,589,934,592 bytes, of which" in prepared(tmp_path, _row(tmp_path, path), "video")
+    with pytest.raises(UserError, match=r"train\.csv has 8,589,934,592 bytes, of which"):
+        prepared(tmp_path, table)
+    assert time.process_time() - begun < 5  # to hash one of them takes longer
+    with open(tmp_path / "b", "wb") as file:  # a hole that a file system may have made of zeros
+        file.truncate(2**30)
+        file.seek(2**29)
+        file.write(b"x")
+    with open_regular(tmp_path / "b") as file:
+        require_stored(file)
+
+
+def test_the_hash_of_a_file_has_an_end(monkeypatch, tmp_path):
+    monkeypatch.setattr(regular_files, "_LARGE", 0)
+    (tmp_path / "a").write_bytes(b"abc" * 10**6)
+    expected = hashlib.sha256(b"abc" * 10**6).hexdigest()
+    assert content_digest(tmp_path / "a", seconds=60) == content_digest(tmp_path / "a") == expected
+    with pytest.raises(Unopened, match=r"has 3,000,000 bytes, which take longer than 0 s to read"):
+        content_digest(tmp_path / "a", seconds=0)
+
+
+def test_a_large_table_is_looked_at_before_it_is_hashed(monkeypatch, tmp_path):
+    monkeypatch.setattr("vlmexp.data.tables._LARGE", 9)
+    monkeypatch.setattr("vlmexp.data.prepare.content_digest", lambda *given: pytest.fail("hashed"))
+    for name, content in {"a.jsonl": b"\xff" * 99, "a.parquet": b"PAR1" + bytes(99), "a.csv": b"a,a\n" * 9}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name} cannot be read: "):
+            prepared(tmp_path, tmp_path / name)
 
 
 def _row(folder: Path, path: Path) -> Path:
@@ -300,6 +354,31 @@ def test_a_clip_of_more_frames_than_memory_says_so():
         load_video(clip("bikes"), VideoOptions(num_frames=250))
 
 
+def test_frames_and_the_process_that_decodes_them_share_the_budget(library):
+    set_limits(Limits(decode_memory_mib=256))
+    with budget.taken(100 * MIB):
+        frames = load_video(clip("bikes"), VideoOptions(library, num_frames=20)).frames
+    assert frames.shape == (20, 272, 640, 3)
+    assert (np.diff(frames.reshape(20, -1).mean(axis=1)) != 0).all()
+    assert load_video(clip("bikes"), VideoOptions(library, num_frames=1)).frames.tobytes() == frames[0].tobytes()
+
+
+def test_frames_of_several_sizes_are_refused_and_the_process_goes_on():
+    class Changing:
+        header = VideoHeader(2, 4, 2, 5.0)
+
+        def frames(self, numbers):
+            return (np.full((2, 4 + 4 * number, 3), 7, np.uint8) for number in numbers)
+
+    requests = [{"numbers": [0, 1], "seconds": 9}, {"numbers": [0], "seconds": 9, "memory": 2**40}]
+    answers = io.BytesIO()
+    child = Child(io.BytesIO(b"".join(json.dumps(request).encode() + b"\n" for request in requests)), answers)
+    child._reader, child._memory = Changing(), 2**40
+    child.run()
+    frame = b'{"shape": [2, 4, 3]}\n' + b"\7" * 24
+    assert answers.getvalue() == frame + b'{"unreadable": "its frames are of several sizes, 4 x 2 and 8 x 2"}\n' + frame
+
+
 def test_frames_too_large_for_memory(library, tmp_path):
     set_limits(Limits(decode_memory_mib=64))
     with pytest.raises(MediaError) as caught:
@@ -335,6 +414,104 @@ def test_tables_beyond_reason(name, said, tmp_path):
         found = str(error)
     assert said in found
     assert "\n" not in found
+
+
+def test_packed_tables(tmp_path):
+    makers = tables.tables()
+    with pytest.raises(UserError, match=r"a row has 6,0\d\d,\d{3},\d{3} bytes, more than 268,435,456"):
+        prepared(tmp_path, makers["a row of 100,000 texts of 60 kB"](tmp_path))
+    with pytest.raises(UserError, match=r"a row has more than 1,000,000 values"):
+        prepared(tmp_path, makers["a row of 3 million nulls"](tmp_path))
+    path = makers["one text of 60 MB in 500 rows"](tmp_path)
+    set_limits(Limits(decode_memory_mib=96))
+    with pytest.raises(UserError, match=r"need more memory than half of dataset.decode_memory_mib=96: write it anew"):
+        prepared(tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [({"_FREE": 999, "_DENSE": 0}, "999"), ({"_FREE_VALUES": 99, "_MANY": 0}, "99 values")],
+)
+def test_a_table_of_more_than_its_file_can_hold_is_a_bomb(limits, said, monkeypatch, tmp_path):
+    monkeypatch.setattr(table_child, "limit_memory", lambda memory: 0)
+    for name, value in limits.items():
+        monkeypatch.setattr(table_child, name, value)
+    pq.write_table(pa.table({"a": ["word " * 9] * 60, "b": [1] * 60}), tmp_path / "a.parquet", row_group_size=10)
+    request, answers = {"path": str(tmp_path / "a.parquet"), "memory": 0}, io.BytesIO()
+    table_child.Child(io.BytesIO(json.dumps(request).encode() + b"\n"), answers).run()
+    last = json.loads(answers.getvalue()[answers.getvalue().rindex(b'{"unreadable') :])["unreadable"]
+    assert f"bytes stand for more than {said}, and it is taken for a decompression bomb" in last
+
+
+def test_what_values_are_as_objects():
+    """A dictionary has each text once, and the objects made of it have it as often as it is said."""
+    words = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0, 0]), pa.array(["x" * 1_000, "y"]))
+    assert table_child.size(words) == (4_000, 4)
+    assert table_child.size(words.slice(2)) == (2_000, 2)
+    numbers = pa.array([[1, 2, 3], None, [4]], pa.list_(pa.int64()))
+    assert table_child.size(numbers) == (3 * 8 + 4 * 8, 3 + 4)
+    assert table_child.size(numbers.slice(1)) == (2 * 8 + 8, 2 + 1)
+    nested = pa.ListArray.from_arrays(pa.array([0, 3, 4], pa.int32()), words)
+    assert table_child.size(nested) == (2 * 8 + 4_000, 2 + 4)
+    mapped = pa.array([[(1, 2)], [(3, 4), (5, 6)]], pa.map_(pa.int64(), pa.int64()))
+    assert table_child.size(mapped)[1] == 2 + 3 * 3
+    assert table_child.size(mapped.slice(0, 1))[1] == 1 + 3
+
+
+def test_a_batch_is_sent_in_pieces(monkeypatch):
+    monkeypatch.setattr(table_child, "_PIECE", 3_000)
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 9), pa.array(["x" * 1_000]))
+    batch = pa.record_batch({"a": words, "b": pa.array(range(9))})
+    found = [piece for piece, *_ in table_child.pieces(batch)]
+    assert [piece.num_rows for piece in found] == [2, 2, 2, 1, 2]
+    assert [row for piece in found for row in piece.to_pylist()] == batch.to_pylist()
+
+
+def test_rows_that_do_not_fit_together_are_read_one_by_one(monkeypatch):
+    class File:
+        metadata = type("Of", (), {"num_row_groups": 2, "row_group": staticmethod(lambda number: Group)})
+
+        def iter_batches(self, batch_size, row_groups, use_threads):
+            for start in range(0, 10, batch_size):
+                if row_groups == [1] and start == 8 and batch_size == 4:
+                    raise MemoryError
+                yield pa.record_batch(
+                    {"n": [10 * row_groups[0] + start + n for n in range(min(batch_size, 10 - start))]}
+                )
+
+    class Group:
+        num_rows, total_byte_size = 10, 10
+
+    monkeypatch.setattr(table_child, "_BATCH", 4)
+    batches = [batch["n"].to_pylist() for batch in table_child._batches(File())]
+    assert [n for batch in batches for n in batch] == list(range(20))
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 1, 1]
+
+
+def test_a_parquet_file_comes_through_the_process_as_it_is(tmp_path):
+    rows = [
+        {"n": n, "t": f"é{n}", "l": [n, None], "o": {"a": [{"b": n / 2}]}, "d": date(2020, 1, n % 28 + 1), "b": b"\0"}
+        for n in range(1_000)
+    ]
+    whole = pa.Table.from_pylist(rows).append_column("w", pa.array(["p", "q"] * 500).dictionary_encode())
+    pq.write_table(whole, tmp_path / "a.parquet", row_group_size=300)
+    assert list(read_rows(tmp_path / "a.parquet")) == whole.to_pylist()
+    first = next(rows := read_rows(tmp_path / "a.parquet"))  # and one that is left in the middle
+    rows.close()
+    assert first == next(read_rows(tmp_path / "a.parquet"))
+
+
+def test_one_row_of_many_pixels_is_scaled_without_weights_for_all_of_them(monkeypatch, tmp_path):
+    values = np.repeat(np.arange(250, dtype=np.uint8), 200)[None]
+    Image.fromarray(values).save(tmp_path / "a.png")
+    with opened_image(tmp_path / "a.png") as image:
+        assert row_size(image) == 2 * 50_000
+    for most in (images._PIECE, 400):
+        monkeypatch.setattr(images, "_PIECE", most)
+        small = np.asarray(load_image(tmp_path / "a.png", ImageOptions(max_size=50)))[0, :, 0]
+        assert np.abs(small - np.linspace(2, 247, 50)).max() <= 1
+    assert len(list(images._tiles((1_000, 1), (100_000, 1)))) == 250
+    assert len(list(images._tiles((1, 1_000), (1, 100_000)))) == 250
 
 
 @pytest.mark.parametrize("size", [1, 7, 40, 2**20])

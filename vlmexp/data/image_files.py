@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vlmexp.data.limits import MIB, budget
-from vlmexp.data.regular_files import Regular, Unopened, open_regular
+from vlmexp.data.regular_files import Regular, Unopened, open_regular, require_stored
 from vlmexp.errors import UserError
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # Pillow refuses files whose width times height is more
@@ -24,6 +24,7 @@ FORMATS = (
     "BMP", "DIB", "GIF", "JPEG", "PPM", "PNG", "AVIF", "CUR", "DCX", "DDS", "FLI", "ICNS", "ICO", "IM", "JPEG2000",
     "MSP", "PCX", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM",
 )  # fmt: skip
+_LARGEST = 2**31  # bytes of an image file: MAX_PIXELS of 8 bytes, and half as much beside them
 _HEADER = 64 * MIB  # bytes that may be read before the pixels
 _CHUNKS = 16 * MIB  # bytes of a PNG file that are no pixels
 _SLOW_PIXELS = 2**23  # of a format that Pillow decodes in Python, a microsecond and more for each
@@ -50,14 +51,31 @@ def open_media(kind: str, path: Path) -> Regular:
         file = open_regular(path)
     except Unopened as error:
         raise MediaError(error.reason, f"The {kind} {_shown(path)} {error}.") from None
-    if file.size > budget.most_bytes:
+    try:
+        _require_size(kind, path, file)
+    except BaseException:
         file.close()
+        raise
+    return file
+
+
+def _require_size(kind: str, path: Path, file: Regular) -> None:
+    if file.size > budget.most_bytes:
         raise MediaError(
             "too large",
             f"The {kind} {path} has {file.size:,} bytes, more than dataset.max_file_gib="
             f"{budget.limits.max_file_gib:g}: shrink it, or raise that limit.",
         )
-    return file
+    if kind == "image" and file.size > _LARGEST:
+        raise MediaError(
+            "too large",
+            f"The image {path} has {file.size:,} bytes, more than {_LARGEST:,}, which hold any picture that is read: "
+            "save it anew.",
+        )
+    try:
+        require_stored(file)
+    except Unopened as error:
+        raise MediaError(error.reason, f"The {kind} {path} {error}.") from None
 
 
 @contextlib.contextmanager
@@ -120,6 +138,12 @@ def decoder_size(image: ImageFile.ImageFile, file_size: int) -> int:
     if format in ("JPEG", "MPO"):
         return _coefficients_size(image) if image.info.get("progressive") else 0
     return pixels * _DECODER.get(format, 0)
+
+
+def row_size(image: ImageFile.ImageFile) -> int:
+    """Bytes of the two rows, as they are in the file, that a decoder keeps: as much as the image if it has only one."""
+    channel = 4 if image.mode in ("I", "F") else 2 if any("16" in str(tile[3]) for tile in image.tile) else 1
+    return 2 * image.width * len(image.getbands()) * channel
 
 
 def _coefficients_size(image: ImageFile.ImageFile) -> int:

@@ -20,7 +20,7 @@ from PIL.Image import Transpose
 
 from vlmexp.data.image_files import MAX_PIXELS as MAX_PIXELS
 from vlmexp.data.image_files import MediaError as MediaError
-from vlmexp.data.image_files import copied_by_tags, decoder_size, decoding, opened_image, require_fast
+from vlmexp.data.image_files import copied_by_tags, decoder_size, decoding, opened_image, require_fast, row_size
 
 LARGE = 2**25  # pixels: 5,792 x 5,792
 _PIECE = 2**20  # pixels that are converted at once
@@ -91,7 +91,9 @@ class Picture:
         """Upright, a large one scaled down to at most so many pixels; in RGB, or in its own mode with 8 bits."""
         if not self._is_large:
             return self.rgb if in_rgb else _turned(self._in_mode(self._image.copy(), in_rgb), self._orientation)
-        small = self._in_mode(self._image.crop((0, 0, 1, 1)), in_rgb).resize(self._lying(most))
+        # By the nearest pixel, of which there is one, without weights for every other.
+        first = self._in_mode(self._image.crop((0, 0, 1, 1)), in_rgb)
+        small = first.resize(self._lying(most), Image.Resampling.NEAREST)
         for box in _tiles(small.size, self._image.size):
             small.paste(self._scaled(box, small.size, in_rgb), box)
         return _turned(small, self._orientation)
@@ -177,7 +179,7 @@ def picture(path: Path, most: int | None = None) -> Iterator[Picture]:
         orientation = _orientation(image)  # before decoding, which finds what image_size does not see
         size = _upright_size(image.size, orientation)
         require_fast(path, image)
-        beside = decoder_size(image, path.stat().st_size)
+        beside = decoder_size(image, path.stat().st_size) + row_size(image)
         if most is not None and image.width * image.height > LARGE:
             image.draft(None, within(image.size, most))  # JPEG alone can
         with decoding(path, image, beside + _needed(image, most or 0)):
@@ -224,7 +226,9 @@ def _at_size(image: Image.Image, size: tuple[int, int], options: ImageOptions) -
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
     # Pillow scales palettes and black-and-white by the nearest pixel and everything else with antialiasing.
-    return image.resize(size, Image.Resampling.BICUBIC, box=box)
+    # It keeps 32 bytes of weights for each pixel of a side, so that a long one is first made shorter by whole numbers.
+    gap = 3.0 if max(image.size) > _PIECE else None
+    return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=gap)
 
 
 @dataclass(frozen=True)
@@ -306,7 +310,10 @@ def _boxes(width: int, height: int) -> Iterator[Box]:
 
 def _tiles(size: tuple[int, int], source: tuple[int, int]) -> Iterator[Box]:
     """Parts of a scaled image, each made of about a piece of its source."""
-    steps = [max(1, new * math.isqrt(_PIECE) // old) for new, old in zip(size, source, strict=True)]
+    across = min(source[0], math.isqrt(_PIECE))
+    down = min(source[1], _PIECE // across)
+    sides = min(source[0], _PIECE // down), down
+    steps = [max(1, new * side // old) for new, side, old in zip(size, sides, source, strict=True)]
     for top, left in itertools.product(range(0, size[1], steps[1]), range(0, size[0], steps[0])):
         yield left, top, min(left + steps[0], size[0]), min(top + steps[1], size[1])
 

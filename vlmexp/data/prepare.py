@@ -38,6 +38,7 @@ from vlmexp.data.regular_files import Unopened, content_digest
 from vlmexp.data.rows import MediaStore
 from vlmexp.data.sources import Source, files_read, find_source, input_paths
 from vlmexp.data.splits import SPLITS, require_train, resolved_splits, split_rule
+from vlmexp.data.tables import require_readable
 from vlmexp.data.unchanged import first_changed, remember
 from vlmexp.data.verify import Verified, content, stamp, state, verify
 from vlmexp.data.video_readers import resolve_library
@@ -133,7 +134,7 @@ def prepare(
         "version": version,
         "source": source,
         "options": {option: _resolved_path(option, value) for option, value in data_options(options).items()},
-        "inputs": {str(path): _input_digest(path) for path in input_paths(options)},
+        "inputs": {str(path): _input_digest(path, source == "files") for path in input_paths(options)},
         "splits": dict(splits),
         "validation_fraction": validation_fraction,
         "test_fraction": test_fraction,
@@ -363,14 +364,19 @@ def _resolved_path(option: str, value: Any) -> Any:
     return value
 
 
-def _input_digest(path: Path) -> str:
+def _input_digest(path: Path, is_table: bool) -> str:
     """The hash of a file's content, or of the names, sizes and times of change of all files of a folder."""
     if not path.is_dir():
         try:
+            if is_table:
+                require_readable(path, budget.most_bytes)
             return content_digest(path, budget.most_bytes)
+        except ValueError as error:
+            raise UserError(f"{path} cannot be read: {error}.") from None
         except Unopened as error:
-            way_out = "raise dataset.max_file_gib" if error.reason == "too large" else "name a file or a folder of data"
-            raise UserError(f"{path} {error}: {way_out}.") from None
+            ways_out = {"too large": ": raise dataset.max_file_gib", "damaged": ""}
+            way_out = ways_out.get(error.reason, ": name a file or a folder of data")
+            raise UserError(f"{path} {error}{way_out}.") from None
     return digest([[str(file.relative_to(path)), state(file)] for file in _files(path)])
 
 

@@ -7,14 +7,22 @@ opened, so that one that grows has an end, too.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
 import os
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _BUFFER = 2**16  # bytes
+_BLOCK = 2**20  # bytes
+_LARGE = 2**26  # bytes; a smaller file is read before a clock is looked at
+_HOLE = 2**30  # bytes
+_PARTS = 10_000  # of a file that are looked at; nobody writes so many by breaking off
 _KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
 _MADE_UP = {os.stat(name).st_dev for name in ("/proc", "/sys") if os.path.isdir(name)}  # file systems of the kernel
 
@@ -98,20 +106,60 @@ def open_regular(path: Path | str) -> Regular:
         raise
 
 
-def content_digest(path: Path | str, most: int | None = None) -> str:
+def require_stored(file: Regular) -> None:
+    """Raise Unopened for a file that is for the most part a hole, which costs nothing to make and minutes to read.
+
+    Files of pixels may have holes of their own where a file system stores no zeros; these are smaller.
+    """
+    found = os.fstat(file.fileno())
+    if found.st_size - 512 * found.st_blocks <= _HOLE:
+        return
+    stored = sum(end - start for start, end in itertools.islice(_stored_parts(file.fileno(), file.size), _PARTS))
+    if file.size - stored > max(_HOLE, file.size // 2):
+        raise Unopened(
+            "damaged",
+            f"has {file.size:,} bytes, of which {stored:,} were ever written, as if a download had broken off: fetch "
+            "it again",
+        )
+
+
+def _stored_parts(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    end = 0
+    with contextlib.suppress(OSError):  # there is no more
+        while end < size:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            yield start, end
+
+
+def content_digest(path: Path | str, most: int | None = None, seconds: float | None = None) -> str:
     """SHA-256 of a file's bytes.
 
     Args:
-        most: bytes; a file that has more is not read.
+        most: bytes; a file that has more is not read, nor one that is for the most part a hole.
+        seconds: for reading it; None: any number.
 
     Raises:
-        Unopened: it is no regular file, or too large.
+        Unopened: it is no regular file, too large, or takes too long.
         OSError: it cannot be read.
     """
     with open_regular(path) as file:
         if most is not None and file.size > most:
             raise Unopened("too large", f"has {file.size:,} bytes, more than {most:,}")
-        return hashlib.file_digest(file.raw, "sha256").hexdigest()  # type: ignore[arg-type]
+        if most is not None:
+            require_stored(file)
+        if seconds is None or file.size < _LARGE:
+            return hashlib.file_digest(file.raw, "sha256").hexdigest()  # type: ignore[arg-type]
+        return _timed_digest(file, seconds)
+
+
+def _timed_digest(file: Regular, seconds: float) -> str:
+    found, end, buffer = hashlib.sha256(), time.monotonic() + seconds, memoryview(bytearray(_BLOCK))
+    while count := file.raw.readinto(buffer):
+        found.update(buffer[:count])
+        if time.monotonic() > end:
+            raise Unopened("too slow", f"has {file.size:,} bytes, which take longer than {seconds:.0f} s to read")
+    return found.hexdigest()
 
 
 def _require_regular(mode: int) -> None:

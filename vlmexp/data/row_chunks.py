@@ -43,12 +43,17 @@ class RowChunks:
         """
         if self._rows:
             self._write()
-        types = {name: self._type(name) for name in dict.fromkeys(name for s in self._schemas for name in s.names)}
+        fields = dict[str, list[pa.Schema]]()
+        for schema in self._schemas:
+            for field in schema:
+                fields.setdefault(field.name, []).append(pa.schema([field]))
+        types = {name: _type(name, parts) for name, parts in fields.items() if not columns or name in columns}
         wanted = {name: types[name] for name in columns if name in types} if columns else types
         for number in range(len(self._schemas)):
             with pa.OSFile(str(self._file(number))) as file, pa.ipc.open_stream(file) as stream:
                 table = stream.read_all()
-            yield pa.table({name: _as_type(table, name, wanted[name]) for name in wanted})
+            there = set(table.column_names)
+            yield pa.table({name: _as_type(table, name, wanted[name], name in there) for name in wanted})
 
     def change(self, columns: Sequence[str], change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Change the values of some columns, row by row.
@@ -83,22 +88,22 @@ class RowChunks:
     def _file(self, number: int) -> Path:
         return self._folder / f"{number}.arrow"
 
-    def _type(self, name: str) -> pa.DataType | None:
-        """The type that a column has in all chunks; None where there is none."""
-        parts = [pa.schema([schema.field(name)]) for schema in self._schemas if name in schema.names]
-        try:
-            found = pa.unify_schemas(parts, promote_options="permissive").field(name).type
-        except _NO_COMMON_TYPE:
-            return None
-        return found if _fields(found) <= MOST_FIELDS else None
+
+def _type(name: str, parts: Sequence[pa.Schema]) -> pa.DataType | None:
+    """The type that a column has in all chunks; None where there is none."""
+    try:
+        found = pa.unify_schemas(parts, promote_options="permissive").field(name).type
+    except _NO_COMMON_TYPE:
+        return None
+    return found if _fields(found) <= MOST_FIELDS else None
 
 
 def _fields(kind: pa.DataType) -> int:
     return sum(1 + _fields(kind.field(number).type) for number in range(kind.num_fields))
 
 
-def _as_type(table: pa.Table, name: str, wanted: pa.DataType | None) -> pa.Array | pa.ChunkedArray:
-    if name not in table.column_names:
+def _as_type(table: pa.Table, name: str, wanted: pa.DataType | None, is_there: bool) -> pa.Array | pa.ChunkedArray:
+    if not is_there:
         return pa.nulls(len(table), wanted or pa.string())
     if wanted is None:
         return _text_array(table[name].to_pylist())

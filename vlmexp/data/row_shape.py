@@ -11,6 +11,7 @@ MOST_VALUES = 1_000_000  # in a row, all that is inside of lists and objects inc
 MOST_CHARACTERS = 2**26  # of a row as text, and of all its texts
 LONGEST_TEXT = 2**24  # characters; an image in base64 may be longer
 DEEPEST = 64  # levels of lists and objects in each other
+_SIZED = (str, bytes, list, tuple, dict)
 MOST_FIELDS = 1_000  # of the objects in a column, of all its rows together
 
 
@@ -36,7 +37,7 @@ def row_shape(row: Mapping[str, Any], media_columns: Collection[str]) -> RowShap
         shape.flaw = f"the row has {len(row):,} columns, more than {MOST_COLUMNS:,}"
         return shape
     for column, value in row.items():
-        if isinstance(value, str | bytes | list | tuple | dict):
+        if isinstance(value, _SIZED):
             shape.flaw = _count(value, shape, LONGEST_TEXT if column not in media_columns else MOST_CHARACTERS)
         if shape.flaw is not None:
             shape.column = str(column)[:100]
@@ -61,7 +62,7 @@ def _count(value: Any, shape: RowShape, longest: int) -> str | None:
                 if shape.values > MOST_VALUES:
                     return f"there are more than {MOST_VALUES:,} values in the row"
                 items = (*item.keys(), *item.values()) if isinstance(item, dict) else item
-                inner += [each for each in items if isinstance(each, str | bytes | list | tuple | dict)]
+                inner += [each for each in items if isinstance(each, _SIZED)]
         level, depth = inner, depth + 1
         if depth > DEEPEST + 1:
             return f"it is nested too deeply, more than {DEEPEST} levels"

@@ -19,6 +19,9 @@ from vlmexp.data.pictures import HEAD, stored_name
 from vlmexp.data.turns import stored_turns
 from vlmexp.errors import UserError
 
+_ATOMS = frozenset((str, int, float, bool, type(None)))
+_FILES = (bytes, Path)
+
 
 class BadSample(UserError):
     """A row that cannot be used: by its text, or by a media value that names no file."""
@@ -119,6 +122,8 @@ def stored_row(
 
 def _plain(value: Any) -> Any:
     """A value that JSON can hold: times as ISO text, durations in seconds, decimals as text, arrays as lists."""
+    if type(value) in _ATOMS:  # nearly all are: the types below take their time to be told apart
+        return value
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -147,4 +152,4 @@ def _decoded(address: str) -> bytes:
 
 def _is_file(value: Any) -> bool:
     first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, bytes | Path) or (isinstance(first, dict) and "bytes" in first)
+    return isinstance(first, _FILES) or (isinstance(first, dict) and "bytes" in first)

@@ -21,7 +21,7 @@ from typing import Any
 from vlmexp.data.literals import parsed
 from vlmexp.data.nested import with_nested
 from vlmexp.data.refcoco import FORMS, refcoco_rows
-from vlmexp.data.regular_files import Unopened, open_regular
+from vlmexp.data.regular_files import Unopened, open_regular, require_stored
 from vlmexp.data.shaping import joined, shaped
 from vlmexp.data.shards import split_files
 from vlmexp.data.tables import READERS, read_rows
@@ -296,7 +296,8 @@ def _require_regular(given: str, path: Path) -> None:
     """Refuse a folder with a file that the datasets library would wait for, or read for ever."""
     try:
         if not path.is_dir():
-            open_regular(path).close()
+            with open_regular(path) as file:
+                require_stored(file)
     except Unopened as error:
         raise UserError(f"dataset.options.path={given} cannot be read: {path} {error}.") from None
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from vlmexp.data.json_rows import json_rows, parsed
-from vlmexp.data.regular_files import Unopened, open_regular
+from vlmexp.data.regular_files import Unopened, open_regular, require_stored
 from vlmexp.data.row_shape import MOST_CHARACTERS, MOST_COLUMNS
+from vlmexp.data.table_process import parquet_rows
 
-_LARGE_DICTIONARY = 2**22  # bytes in the file; what writes parquet files begins no dictionary of more than a quarter
-_LARGE_COLUMN = 2**26  # bytes
-_DENSE = 100  # times that a column is larger than in the file
+_LARGE = 2**26  # bytes, which are hashed in the time that a first row takes
 Row = dict[str, Any]
 
 
-def read_rows(path: Path, may_be_empty: bool = False) -> Iterator[Row]:
+def read_rows(path: Path, may_be_empty: bool = False) -> Generator[Row]:
     """Yield the rows of a file whose ending says what it is.
 
     Raises:
@@ -39,6 +39,24 @@ def read_rows(path: Path, may_be_empty: bool = False) -> Iterator[Row]:
         raise ValueError(f"it is not in UTF-8 (byte {error.start})") from None
     if empty and not may_be_empty:
         raise ValueError("it has no rows")
+
+
+def require_readable(path: Path, most: int) -> None:
+    """Raise a ValueError for a large table whose first row cannot be read, which is known in a moment.
+
+    Args:
+        most: bytes; a larger file is not looked at.
+
+    Raises:
+        Unopened: it is no file, or for the most part a hole.
+    """
+    with open_regular(path) as file:
+        is_large = _LARGE < file.size <= most
+        if is_large:
+            require_stored(file)
+    if is_large and path.suffix.lower() in READERS:
+        with contextlib.closing(read_rows(path, may_be_empty=True)) as rows:
+            next(rows, None)
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -91,34 +109,8 @@ def _tsv(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with open_regular(path) as opened:
-        size = opened.size
-    try:
-        with pq.ParquetFile(path) as file:
-            if file.metadata.num_columns > MOST_COLUMNS:
-                raise ValueError(f"it has {file.metadata.num_columns:,} columns, more than {MOST_COLUMNS:,}")
-            if file.metadata.num_rows > size:
-                raise ValueError(f"it has {file.metadata.num_rows:,} rows in {size:,} bytes")
-            for batch in file.iter_batches(batch_size=_batch_size(file.metadata)):
-                yield from batch.to_pylist()
-    except (pa.lib.ArrowException, OSError, OverflowError) as error:
-        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
-
-
-def _batch_size(metadata: Any) -> int:
-    """Rows to read at once: one where a few bytes of the file may stand for a large value in each of many rows."""
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            column = metadata.row_group(group).column(number)
-            if column.has_dictionary_page and (
-                column.data_page_offset - column.dictionary_page_offset > _LARGE_DICTIONARY
-                or column.total_uncompressed_size > max(_LARGE_COLUMN, _DENSE * column.total_compressed_size)
-            ):
-                return 1
-    return 256
+    open_regular(path).close()
+    yield from parquet_rows(path)
 
 
 def _text(path: Path, newline: str | None = None) -> TextIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from tqdm import tqdm
 from vlmexp.data.images import MediaError, picture
 from vlmexp.data.limits import budget
 from vlmexp.data.pictures import HEAD, identity, look, stored_name
-from vlmexp.data.regular_files import content_digest, open_regular
+from vlmexp.data.regular_files import Unopened, content_digest, open_regular
 from vlmexp.data.videos import check_video
 
 _LOOKED_AT = 2**20  # pixels of a large picture, for what it looks like
+_SMALL = 2**28  # bytes of a file that cannot be used: of a larger one the content is not read only to know it again
 WORKERS = min(16, os.cpu_count() or 1)  # threads: decoding and hashing let go of Python's lock
 
 
@@ -40,25 +42,36 @@ def verify(media: Mapping[Path, str], root: Path, description: str, video_librar
     """
 
     def verified(path: Path, kind: str) -> Verified:
-        file = root / path
-        found, shows, seen = content(file), b"", b""
+        file, shows, seen, begun = root / path, b"", b"", time.monotonic()
         try:
             if kind == "video":
                 check_video(file, video_library)
             else:
                 with picture(file) as image:
                     shows, seen = identity(image.size, image.pieces()), look(image.within(_LOOKED_AT))
-            if found is None:
-                raise MediaError("missing", f"The {kind} {file} cannot be read any more.")
+            found = _hash(kind, file, time.monotonic() - begun)
         except MediaError as raised:
-            error = MediaError(raised.reason, str(raised).replace(str(file), str(path)))
-            return Verified(stamp(file), found, error)
+            error, seen_last = MediaError(raised.reason, str(raised).replace(str(file), str(path))), stamp(file)
+            is_small = seen_last is not None and seen_last[0] <= _SMALL
+            return Verified(seen_last, content(file) if is_small else None, error)
         name = _stored_name(file, found) if path.is_absolute() else str(path)
         return Verified(stamp(file), found, None, name, shows or bytes.fromhex(found)[:16], seen)
 
     with ThreadPoolExecutor(WORKERS) as pool:
         found = pool.map(verified, media, media.values())
         return dict(zip(media, tqdm(found, description, total=len(media), unit=" files", leave=False), strict=True))
+
+
+def _hash(kind: str, path: Path, spent: float) -> str:
+    """SHA-256 of the bytes of a file that could be decoded, for which so many seconds are spent already."""
+    most = budget.limits.decode_timeout_s
+    try:
+        return content_digest(path, budget.most_bytes, max(most - spent, most / 2))
+    except Unopened as error:
+        way_out = ": raise dataset.decode_timeout_s" if error.reason == "too slow" else ""
+        raise MediaError(error.reason, f"The {kind} {path} {error}{way_out}.") from None
+    except OSError:
+        raise MediaError("missing", f"The {kind} {path} cannot be read any more.") from None
 
 
 def _stored_name(file: Path, sha256: str) -> str:

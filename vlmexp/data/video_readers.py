@@ -22,6 +22,7 @@ from vlmexp.data.video_containers import DEMUXERS
 from vlmexp.errors import UserError, unknown
 
 Pixels = NDArray[np.uint8]
+_AT_ONCE = 2**26  # bytes of frames that are decoded together where a library can
 _SLACK = 0.25  # seconds by which a whole file may end before what its header says
 
 
@@ -44,7 +45,7 @@ class Reader(Protocol):
 
     header: VideoHeader
 
-    def frames(self, numbers: Sequence[int]) -> list[Pixels]:
+    def frames(self, numbers: Sequence[int]) -> Iterator[Pixels]:
         """Frames [height, width, 3] of the given ascending numbers; RGB, but for OpenCV, which gives BGR."""
         ...
 
@@ -88,15 +89,15 @@ class PyavReader:
         self._stamps, self._keys = sorted(shown for shown, _ in stamps), sorted(keys)
         self._decoded: Iterator[Any] = iter(())
         self._position: int | None = None  # time stamp of the frame that was decoded last
-        height, width = self._first([0])[0].shape[:2] if stamps else (0, 0)
+        height, width = next(self._first([0])).shape[:2] if stamps else (0, 0)
         first, last = (self._stamps[0], self._stamps[-1]) if stamps else (0, 0)
         seconds = float((last + durations.get(last, 0) - first) * (self._stream.time_base or 0))
         rate = _average_rate(float(self._stream.average_rate or 0), len(stamps), seconds)
         self.header = VideoHeader(len(stamps), width, height, rate)
 
-    def frames(self, numbers: Sequence[int]) -> list[Pixels]:
+    def frames(self, numbers: Sequence[int]) -> Iterator[Pixels]:
         if self._in_order:
-            return [self._frame_at(self._stamps[number]) for number in numbers]
+            return (self._frame_at(self._stamps[number]) for number in numbers)
         return self._first(numbers)
 
     def _frame_at(self, stamp: int) -> Pixels:
@@ -110,18 +111,17 @@ class PyavReader:
                 return _upright(frame)
         raise Unreadable("a frame of it cannot be decoded")
 
-    def _first(self, numbers: Sequence[int]) -> list[Pixels]:
+    def _first(self, numbers: Sequence[int]) -> Iterator[Pixels]:
         """Frames of these numbers, by counting from the beginning."""
         self._container.seek(0, stream=self._stream)
         self._position = None
-        wanted, found, decoded = set(numbers), dict[int, Pixels](), 0
+        wanted, decoded = set(numbers), 0
         for frame in itertools.islice(self._container.decode(self._stream), numbers[-1] + 1):
             if decoded in wanted:
-                found[decoded] = _upright(frame)
+                yield _upright(frame)
             decoded += 1
         if decoded <= numbers[-1]:
             raise Unreadable(f"only {decoded} frames of it can be decoded")
-        return [found[number] for number in numbers]
 
 
 def _average_rate(stated: float, frames: int, seconds: float) -> float:
@@ -149,8 +149,10 @@ class DecordReader:
         begin, end = (self._reader.get_frame_timestamp(n)[k] for n, k in ((0, 0), (-1, 1))) if count else (0.0, 0.0)
         self.header = VideoHeader(count, width, height, _average_rate(stated, count, float(end - begin)))
 
-    def frames(self, numbers: Sequence[int]) -> list[Pixels]:
-        return list(self._reader.get_batch(list(numbers)).asnumpy())
+    def frames(self, numbers: Sequence[int]) -> Iterator[Pixels]:
+        at_once = max(1, _AT_ONCE // max(1, 3 * self.header.width * self.header.height))
+        for start in range(0, len(numbers), at_once):
+            yield from self._reader.get_batch(list(numbers[start : start + at_once])).asnumpy()
 
 
 class OpencvReader:
@@ -167,8 +169,7 @@ class OpencvReader:
         self._capture = self._opened(path)  # a capture that has seen the end does not always come back from it
         self._next = 0  # number of the frame that is read next
 
-    def frames(self, numbers: Sequence[int]) -> list[Pixels]:
-        found = []
+    def frames(self, numbers: Sequence[int]) -> Iterator[Pixels]:
         for number in numbers:
             if number != self._next:
                 self._capture.set(self._cv2.CAP_PROP_POS_FRAMES, number)
@@ -176,8 +177,7 @@ class OpencvReader:
             if not there:
                 raise Unreadable(f"its frame {number} cannot be decoded")
             self._next = number + 1
-            found.append(picture)
-        return found
+            yield picture
 
     def _opened(self, path: Path) -> Any:
         capture = self._cv2.VideoCapture(str(path), self._cv2.CAP_FFMPEG)  # another would take % for a number
@@ -216,8 +216,10 @@ class TorchcodecReader:
             len(self._decoder), int(about.width or 0), int(about.height or 0), float(about.average_fps or 0)
         )
 
-    def frames(self, numbers: Sequence[int]) -> list[Pixels]:
-        return list(self._decoder.get_frames_at(list(numbers)).data.numpy())
+    def frames(self, numbers: Sequence[int]) -> Iterator[Pixels]:
+        at_once = max(1, _AT_ONCE // max(1, 3 * self.header.width * self.header.height))
+        for start in range(0, len(numbers), at_once):
+            yield from self._decoder.get_frames_at(list(numbers[start : start + at_once])).data.numpy()
 
 
 def torchcodec_loads() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +83,9 @@ def load_video(path: Path, options: VideoOptions) -> Clip:
         return Clip(video.frames(numbers), numbers, header, library)
 
     found = read_video(path, library, clip)
-    is_bgr = library == "cv2" and options.convert_to_rgb
-    return dataclasses.replace(found, frames=np.ascontiguousarray(found.frames[..., ::-1])) if is_bgr else found
+    for frame in found.frames if library == "cv2" and options.convert_to_rgb else ():
+        frame[:] = frame[..., ::-1].copy()  # in place: a clip may be large
+    return found
 
 
 def check_video(path: Path, library: str) -> None:
@@ -97,7 +97,7 @@ def check_video(path: Path, library: str) -> None:
 
     def check(video: ReaderProcess) -> None:
         header = _header(path, video)
-        video.frames(sorted({0, header.frames // 2, header.frames - 1}))
+        video.check(sorted({0, header.frames // 2, header.frames - 1}))
 
     read_video(path, resolve_library(library), check)
 

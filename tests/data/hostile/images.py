@@ -367,5 +367,101 @@ def bound(folder: Path) -> Path:
     return folder / "a.png"
 
 
+def long_sides() -> dict[str, Maker]:
+    """One row or one column of all the pixels that an image may have."""
+
+    def row(name: str, head: bytes, size: int) -> Maker:
+        return lambda folder: (written(folder / name, head), os.truncate(folder / name, len(head) + size))[0]
+
+    def bmp(width: int, height: int) -> bytes:
+        return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+    def tiff(folder: Path, size: tuple[int, int], **options) -> Path:
+        Image.new("RGB", size).save(folder / "a.tif", **options)
+        return folder / "a.tif"
+
+    return {
+        "png one row RGBA 16 bits": lambda p: png(p / "a.png", 178_000_000, 1, 6, 16),
+        "png one row RGB": lambda p: png(p / "a.png", 90_000_000, 1, 2),
+        "png one row interlaced": lambda p: png(p / "a.png", 100_000_000, 1, 0, interlaced=1),
+        "png one column interlaced": lambda p: png(p / "a.png", 1, 20_000_000, 0, interlaced=1),
+        "png one row palette": lambda p: png(p / "a.png", 170_000_000, 1, 3, before=chunk(b"tRNS", bytes(9))),
+        "png two rows turned": lambda p: png(p / "a.png", 80_000_000, 2, 0, before=chunk(b"eXIf", exif(6))),
+        "png interlaced RGBA 16 bits": lambda p: png(p / "a.png", 9_000, 9_000, 6, 16, interlaced=1),
+        "ppm one row": row("a.ppm", b"P6 170000000 1 255\n", 510_000_000),
+        "ppm one column": row("a.ppm", b"P6 1 60000000 255\n", 180_000_000),
+        "pfm one row": row("a.pfm", b"Pf 170000000 1 -1.0\n", 680_000_000),
+        "bmp one row": row("a.bmp", bmp(100_000_000, 1), 300_000_000),
+        "bmp one column": row("a.bmp", bmp(1, 60_000_000), 240_000_000),
+        "tiff one row": lambda p: tiff(p, (100_000_000, 1)),
+        "tiff one row deflate": lambda p: tiff(p, (100_000_000, 1), compression="tiff_adobe_deflate"),
+        "tiff one column": lambda p: tiff(p, (1, 20_000_000)),
+        "tiff one row a strip": lambda p: tiff(p, (600, 60_000), compression="tiff_lzw", tiffinfo={278: 1}),
+        "jpeg as wide as it may be": lambda p: tall(p, "a.jpg", (65_000, 2_000), "JPEG", progressive=True),
+        "gif as wide as it may be": lambda p: tall(p, "a.gif", (65_535, 2_600), "GIF"),
+        "webp as wide as it may be": lambda p: tall(p, "a.webp", (16_383, 100), "WEBP"),
+    }
+
+
+def tall(folder: Path, name: str, size: tuple[int, int], format: str, **options) -> Path:
+    Image.new("P" if format == "GIF" else "RGB", size).save(folder / name, format, **options)
+    return folder / name
+
+
+def large_notes() -> dict[str, Maker]:
+    """Profiles, tags and frames of 100 MB and more."""
+
+    def profile(count: int) -> Iterable[bytes]:
+        for number in range(count):
+            part = b"ICC_PROFILE\0" + bytes([number % 255 + 1, 255]) + os.urandom(65_000)
+            yield b"\xff\xe2" + struct.pack(">H", len(part) + 2) + part
+
+    def tagged(folder: Path, tag: int) -> Path:
+        Image.new("RGB", (64, 64)).save(folder / "a.tif", tiffinfo={tag: b"\1" * 100 * MIB})
+        return folder / "a.tif"
+
+    noise = bytes(range(256)) * (400 * 1024)
+    return {
+        "jpeg profile of 100 MB": lambda p: jpeg_with(p, profile(1_600)),
+        "jpeg profile of 16 MB": lambda p: jpeg_with(p, profile(255)),
+        "jpeg exif of 100 MB": lambda p: jpeg_with(p, exif_segments(b"MM\0*\0\0\0\x08" + noise)),
+        "png profile of 100 MB": lambda p: png(
+            p / "a.png", 8, 8, 2, before=chunk(b"iCCP", b"x\0\0" + zlib.compress(noise, 0))
+        ),
+        "png eXIf of 100 MB": lambda p: png(p / "a.png", 8, 8, 2, before=chunk(b"eXIf", exif(6) + noise)),
+        "png of 2 million chunks": lambda p: png(p / "a.png", 8, 8, 2, before=chunk(b"tEXt", b"k\0v") * 2_000_000),
+        "png of a million empty pixels' chunks": lambda p: png(
+            p / "a.png", 8, 8, 2, before=chunk(b"IDAT", b"") * 1_000_000
+        ),
+        "tiff profile of 100 MB": lambda p: tagged(p, 34675),
+        "tiff exif of 100 MB": lambda p: tagged(p, 34665),
+        "tiff description of 100 MB": lambda p: tagged(p, 270),
+        "webp note of 300 MB": lambda p: written(
+            p / "a.webp",
+            (
+                lambda w: (
+                    w[:4]
+                    + struct.pack("<I", len(w) + 300 * MIB)
+                    + w[8:]
+                    + b"XMP "
+                    + struct.pack("<I", 300 * MIB)
+                    + bytes(300 * MIB)
+                )
+            )(encoded("WEBP")),
+        ),
+        "gif of 100,000 frames": lambda p: frames(p / "a.gif", 100_000),
+        "apng of 20,000 frames": lambda p: frames(p / "a.png", 20_000),
+        "webp of 3,000 frames": lambda p: frames(p / "a.webp", 3_000),
+        "tiff of 20,000 pages": lambda p: frames(p / "a.tif", 20_000),
+        "tiff of noise": lambda p: written(p / "a.tif", b"II*\0\x08\0\0\0\xff\xff" + os.urandom(12 * 65_535)),
+        "png of 3 GB with holes": lambda p: (png(p / "a.png", 8, 8, 2), os.truncate(p / "a.png", 3 * 2**30))[0],
+        "name of two lines": lambda p: png(p / "a\nb\x1b[2J\r.png", 8, 8, 2),
+        "folder named mp4": lambda p: ((p / "a.mp4").mkdir(), p / "a.mp4")[1],
+        "name of 10,000 characters": lambda p: p / "/".join(["n" * 200] * 50),
+        "links in a circle": lambda p: ((p / "b").symlink_to("a.png"), linked(p, "b"))[1],
+        "file in a file": lambda p: written(p / "a.png", b"x") / "b.png",
+    }
+
+
 def images() -> dict[str, Maker]:
-    return packed_headers() | other_things() | large_files() | large_pngs()
+    return packed_headers() | other_things() | long_sides() | large_notes() | large_files() | large_pngs()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.data.clips import drawn, remuxed
-from tests.data.hostile.images import encoded, frames, linked, written
+from tests.data.hostile.images import bound, encoded, frames, linked, written
 
 Maker = Callable[[Path], Path]
 MIB = 2**20
@@ -197,6 +197,96 @@ def large_videos() -> dict[str, Maker]:
     }
 
 
+def odd_streams() -> dict[str, Maker]:
+    """Streams that change on the way, begin in the middle, or say things that no camera does."""
+
+    def joined(folder: Path, *sizes: tuple[int, int]) -> Path:
+        """Streams of several sizes, one behind the other."""
+        parts = [remuxed(drawn(folder / f"{n}.mp4", 20, size), folder / f"{n}.ts") for n, size in enumerate(sizes)]
+        return written(folder / "a.ts", [part.read_bytes() for part in parts])
+
+    def encoded_as(name: str, codec: str, form: str, size: int, count: int, rate: int = 5, **options: str) -> Maker:
+        def make(folder: Path) -> Path:
+            import av
+
+            with av.open(str(folder / name), "w") as file:
+                stream = file.add_stream(codec, rate=rate, options=options)
+                stream.width = stream.height = size
+                stream.pix_fmt = form
+                for number in range(count):
+                    pixels = np.full((size, size, 3), number % 250, np.uint8)
+                    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=form)
+                    frame.pts = number
+                    file.mux(stream.encode(frame))
+                file.mux(stream.encode(None))
+            return folder / name
+
+        return make
+
+    def without_key_frames(folder: Path) -> Path:
+        import av
+
+        with av.open(str(drawn(folder / "b.mp4", 30))) as read, av.open(str(folder / "a.mkv"), "w") as file:
+            stream = read.streams.video[0]
+            copy = file.add_stream_from_template(stream)
+            for packet in read.demux(stream):
+                if packet.dts is not None and not packet.is_keyframe:
+                    packet.stream = copy
+                    file.mux(packet)
+        return folder / "a.mkv"
+
+    def index_cut(folder: Path) -> Path:
+        whole = drawn(folder / "b.mp4", 30).read_bytes()
+        return written(folder / "a.mp4", whole[: whole.index(b"moov") + 200])
+
+    def behind(folder: Path, name: str) -> Path:
+        path = drawn(folder / name, 8)
+        with path.open("ab") as file:
+            for _ in range(1_000):
+                file.write(bytes(MIB))
+        return path
+
+    return {
+        "other sizes on the way": lambda p: joined(p, (64, 48), (640, 480)),
+        "much larger on the way": lambda p: joined(p, (64, 48), (6_000, 4_000)),
+        "smaller on the way": lambda p: joined(p, (640, 480), (64, 48)),
+        "frames larger than said": patched("a.mp4", put(b"mp4v", 24, ">HH", 16, 16)),
+        "a billion frames a second": patched("a.mp4", put(b"mdhd", 12, ">I", 10**9)),
+        "16 bits": encoded_as("a.mkv", "ffv1", "yuv444p16le", 512, 9),
+        "16 bits and alpha of 4,000": encoded_as("a.mkv", "ffv1", "gbrap16le", 4_000, 3),
+        "grey of 10 bits": encoded_as("a.mkv", "ffv1", "gray10le", 512, 9),
+        "h264 of 8,000 x 8,000": encoded_as("a.mp4", "libx264", "yuv420p", 8_000, 6, preset="ultrafast"),
+        "h264 of 4,000 with 16 references": encoded_as(
+            "a.mp4", "libx264", "yuv420p", 4_000, 20, preset="ultrafast", refs="16", bf="8"
+        ),
+        "h264 with B frames alone": encoded_as(
+            "a.mp4", "libx264", "yuv420p", 128, 400, bf="16", g="400", b_strategy="0"
+        ),
+        "one key frame in 5,000": encoded_as(
+            "a.mp4", "libx264", "yuv420p", 64, 5_000, rate=1_000, g="5000", sc_threshold="0"
+        ),
+        "mjpeg of 8,000 x 8,000": encoded_as("a.avi", "mjpeg", "yuvj420p", 8_000, 3),
+        "no key frames": without_key_frames,
+        "index cut": index_cut,
+        "1 GB of zeros behind mkv": lambda p: behind(p, "a.mkv"),
+        "1 GB of zeros behind mp4": lambda p: behind(p, "a.mp4"),
+        "1 GB of zeros behind avi": lambda p: behind(p, "a.avi"),
+        "1 GB of zeros behind a transport stream": lambda p: remuxed(behind(p, "b.mp4"), p / "a.ts"),
+        "zeros behind ftyp, 1 GB": lambda p: written(
+            p / "a.mp4", [box(b"ftyp", b"isom\0\0\2\0isom"), *[bytes(MIB)] * 1_000]
+        ),
+        "zeros behind ebml, 1 GB": lambda p: written(p / "a.mkv", [b"\x1aE\xdf\xa3\x80", *[bytes(MIB)] * 1_000]),
+        "noise behind a program stream, 300 MB": lambda p: written(
+            p / "a.mpg", [b"\0\0\1\xba", *[random.Random(1).randbytes(MIB)] * 300]
+        ),
+        "starts of h264 alone": lambda p: written(p / "a.h264", b"\0\0\0\1\x67\x64\0\x1f" * 4_000_000),
+        "folder named png": lambda p: ((p / "a.png").mkdir(), p / "a.png")[1],
+        "socket": lambda p: bound(p),
+        "links in a circle": lambda p: ((p / "b").symlink_to("a.png"), linked(p, "b"))[1],
+        "name of two lines": lambda p: drawn(p / "a\nb\x1b[2J\r.mp4", 8),
+    }
+
+
 def other_things(seed: int) -> dict[str, Maker]:
     def start(content: bytes, name: str = "a.mp4", size: int = 3 * MIB) -> Maker:
         return lambda folder: written(folder / name, content + random.Random(seed).randbytes(size))
@@ -248,4 +338,4 @@ def other_things(seed: int) -> dict[str, Maker]:
 
 
 def videos(seed: int) -> dict[str, Maker]:
-    return lists_of_files() | wrong_numbers() | large_videos() | other_things(seed)
+    return lists_of_files() | wrong_numbers() | large_videos() | odd_streams() | other_things(seed)
