@@ -97,6 +97,11 @@ MISTAKES = {
     "compare.format=xml": ["compare.format='xml'", "table, md, csv, json"],
     "compare.evaluation=tuned": ["compare.evaluation='tuned'", "did you mean 'finetuned'?"],
     "compare.diff=[a]": ["compare.diff names 1", "compare.diff=[A,B]"],
+    "image=a.png": ["image=a.png is for stage=predict", "stage is pipeline"],
+    "question=Is it red, or blue?": ["question=Is it red, or blue? is for stage=predict"],
+    "predict.weights=mergd": ["'mergd'", "did you mean 'merged'?"],
+    "predict.max_examples=0": ["predict.max_examples=0", "at least 1"],
+    "dataset.submission=evalia": ["'evalia'", "did you mean 'evalai'?"],
     "preview.split=trian": ["preview.split='trian'", "did you mean 'train'?"],
     "preview.examples=0": ["preview.examples=0", "at least 1"],
     "compare.examples=-1": ["compare.examples=-1", "at least 0"],
@@ -157,6 +162,30 @@ def test_an_option_of_full_fine_tuning_is_refused(cli):
     assert done.returncode == 2
     assert "peft.r" in done.stderr
     assert "choose peft=lora" in done.stderr
+
+
+UNASKABLE = {
+    "image=a.png": ['image=a.png has no question: add question="What is it?"'],
+    "question=What?": ["question=What? is about nothing", "image=FILE"],
+    "image=a.png video=a.mp4 question=?": ["image=a.png and video=a.mp4 are questions of different kinds"],
+    "image=a.png predict.split=test question=?": ["image=a.png and predict.split=test are questions of different"],
+    "image=[] question=?": ["image=[] names no file"],
+    "image=gone.png question=?": ["image=gone.png: there is no such file"],
+    "image=. question=?": ["image=. has no image in it"],
+    "image=a.png dataset.columns.question=null dataset.required=[answer] question=?": ["leave the question out"],
+    "predict.max_examples=3": ["predict.max_examples=3 is for predict.split"],
+    "predict.weights=merged predict.split=test": ["predict.weights=merged is what a training run has made"],
+}
+
+
+@pytest.mark.parametrize("arguments", UNASKABLE)
+def test_what_cannot_be_asked_makes_no_run(arguments, call, tmp_path):
+    code, said = call("stage=predict", *arguments.split())
+    assert code == 2
+    assert len(said) == 1
+    for part in UNASKABLE[arguments]:
+        assert part in said[0]
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_mistake_leaves_no_run_directory(cli, tmp_path):
@@ -237,6 +266,7 @@ LAYERS = [
     {"evaluation"},
     {"export"},
     {"training"},
+    {"predict"},
     {"pipeline"},
     {"comparison"},
     {"preview"},
@@ -259,6 +289,10 @@ STAGE_FILES = {
     "export/cards.py",
     "comparison/stage.py",
     "preview/stage.py",
+    "predict/asking.py",
+    "predict/questions.py",
+    "predict/stage.py",
+    "predict/weights.py",
 }
 
 

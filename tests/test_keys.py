@@ -15,10 +15,11 @@ from vlmexp.signatures import class_fields
 
 # Groups of which all options are alike.
 BESIDE_GROUPS = {"tracking", "export", "preview", "compare", "paths"}
-CHANGING_GROUPS = {"model", "collator", "peft"}
+CHANGING_GROUPS = {"model", "collator", "peft", "predict"}
 BESIDE = """
 stage run trust_run threads
 dataset.on_bad_sample dataset.max_bad_share dataset.decode_memory_mib dataset.decode_timeout_s dataset.max_file_gib
+dataset.submission dataset.submission_id
 evaluation.batch_size evaluation.invariance_examples
 train.gradient_audit train.memory_preflight train.on_divergence train.most_rewinds
 train.per_device_eval_batch_size train.eval_accumulation_steps train.eval_use_gather_object train.eval_do_concat_batches
@@ -34,7 +35,7 @@ train.ddp_backend train.ddp_bucket_cap_mb train.ddp_find_unused_parameters train
 train.do_train train.do_eval train.do_predict
 """.split()
 CHANGING = """
-seed
+seed image video question
 dataset.name dataset.version dataset.source dataset.options dataset.splits dataset.validation_fraction
 dataset.test_fraction dataset.split_seed dataset.max_examples dataset.columns dataset.required dataset.train_answer
 dataset.metadata dataset.metrics dataset.max_new_tokens dataset.prompt dataset.instruction

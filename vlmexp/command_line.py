@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -31,6 +32,10 @@ vlmexp fine-tunes vision-language models: one config, one command, one run direc
   python -m vlmexp peft.r=32 train.max_steps=100   any option of PEFT's and the Trainer's own classes
   python -m vlmexp model=qwen2vl stage=preview     what the model would be shown, on a page; reads no weights
   python -m vlmexp run=outputs/DAY/TIME            continue a run from its newest checkpoint
+  python -m vlmexp stage=predict run=outputs/DAY/TIME image=a.jpg question="What is it?"   ask what it has trained:
+        image=FOLDER asks about each image, image=[a.jpg,b.jpg] about both at once, video=FILE about a video;
+        dataset=NAME predict.split=SPLIT answers a split and writes its test server's file; with run= alone it asks
+        you; predict.weights=merged takes deployment_model/, model=NAME without run= a model as it is
   python -m vlmexp -m peft.r=8,16 seed=0,1         a sweep: one run for each combination, one after another
   python -m vlmexp -m hydra/sweeper=optuna 'peft.r=choice(8,16)'   a search: optuna proposes the runs
   python -m vlmexp -m peft.r=8,16 hydra/launcher=slurm     the same as SLURM jobs (slurm_local: as processes)
@@ -39,7 +44,7 @@ vlmexp fine-tunes vision-language models: one config, one command, one run direc
   python -m vlmexp model=qwen2vl --cfg job         show every option with its value, and stop
 
   stage=  {stages}, or a dotted path to a function of (config, run)
-  run=    a run directory: to continue, or for eval_finetuned to evaluate; trust_run=true takes what can run code, too
+  run=    a run directory: to continue, or for eval_finetuned and predict to ask; trust_run=true takes code, too
 
 Hydra's own flags: --hydra-help. Tab completion: eval "$(vlmexp -sc install=bash)"
 
@@ -65,6 +70,8 @@ OWN_FILES = ("--config-dir", "-cd", "--config-path", "-cp")
 _MAY_BE_TAKEN_AWAY = tuple(f"{leaf}." for leaf in schema.OPEN_LEAVES if leaf != "dataset.columns")
 _OPTIONS_OF_THE_HUB = tuple(f"dataset.options.{name}" for name in ("path", "name", "revision"))
 GROUPS = ("model", "dataset", "collator", "peft", "train", "evaluation", "tracking")
+TEXTS = ("image", "video", "question")  # what a person asks, in any words
+_REFERENCE = re.compile(r"(\\*)\$\{")
 
 
 def read_dotenv() -> None:
@@ -282,6 +289,30 @@ def refuse_unusable_folder(arguments: list[str]) -> None:
     folder = output_folder(arguments)
     if found := next((path for path in (folder, *folder.parents) if os.path.isfile(path)), None):
         raise UserError(f"{found} is a file, so no runs can go to {folder}: name another folder.")
+
+
+def quote_texts(arguments: list[str]) -> list[str]:
+    """The arguments with files and question of stage=predict in Hydra's quotes: they hold commas, signs and spaces.
+
+    A text in Hydra's quotes and a list in its brackets are left, the list with quotes around the files that need them.
+    """
+    return [_as_text(text) if key_of(text) in TEXTS and "=" in text else text for text in arguments]
+
+
+def _as_text(override: str) -> str:
+    key, _, value = override.partition("=")
+    is_read = quoting.parsed(f"x={value}") is not None
+    if value in ("", "null") or (is_read and value[0] in "'\"" and value[-1] == value[0]):
+        return override
+    if value[0] + value[-1] == "[]" and key_of(override) != "question" and not _exists(value):
+        typed = None if is_read else quoting.typed(override)
+        return override if typed is None else shlex.split(typed)[0]
+    return f"{key}={_quoted(_REFERENCE.sub(_literally, value))}"
+
+
+def _literally(reference: re.Match[str]) -> str:
+    """`${` with backslashes by which OmegaConf leaves it and those before it as they are."""
+    return f"{2 * reference[1]}\\${{"
 
 
 def command_of(arguments: list[str], commands: Iterable[str]) -> str | None:

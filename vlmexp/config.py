@@ -112,6 +112,8 @@ class Dataset:
         metadata=bounds(distinct=True, fewest=1),
     )
     max_new_tokens: int | None = count(None)  # null: what the accepted answers need
+    submission: str | None = None  # evalai | rrc | vizwiz: the form of the file that its test server takes
+    submission_id: str = "question_id"  # the column with the test server's own ids
 
 
 @dataclass
@@ -291,6 +293,15 @@ class Preview:
 
 
 @dataclass
+class Predict:
+    """What `stage=predict` answers where no image and no video is named, and whose answers they are."""
+
+    split: str | None = None  # as the source calls it; its answers, if there are some, are not read
+    max_examples: int | None = count(None)  # a fixed random sample of the split; null: all of it
+    weights: str | None = None  # adapter | merged | base; null: adapter with run=, base without
+
+
+@dataclass
 class Compare:
     """What `stage=compare` reads and shows."""
 
@@ -325,6 +336,9 @@ class Config:
     stage: str = "pipeline"
     run: str | None = None  # a run directory to continue or to evaluate
     trust_run: bool = False  # take from it, too, what can run code: options that name some, and all of Hydra's own
+    image: Any = None  # for stage=predict: a file, a list of files for one question, or a folder for one each
+    video: Any = None  # the same of videos
+    question: str | None = None  # about them
     seed: int = count(0, least=0, most=LARGEST_SEED)
     threads: int | None = count(None, most=1024)  # CPU threads of torch; null: torch decides
     model: Model = field(default_factory=Model)
@@ -336,6 +350,7 @@ class Config:
     tracking: Tracking = field(default_factory=Tracking)
     export: Export = field(default_factory=Export)
     preview: Preview = field(default_factory=Preview)
+    predict: Predict = field(default_factory=Predict)
     compare: Compare = field(default_factory=Compare)
     paths: Paths = field(default_factory=Paths)
 
@@ -384,7 +399,8 @@ def required_roles(config: Config) -> list[str]:
     """The roles that no row may leave empty."""
     if not config.dataset.columns.get("messages"):
         return config.dataset.required
-    return ["messages", *(role for role in config.dataset.required if role not in (*IN_CONVERSATION, "messages"))]
+    answered = [] if config.stage == "predict" else ["messages"]  # by the last turn
+    return [*answered, *(role for role in config.dataset.required if role not in (*IN_CONVERSATION, "messages"))]
 
 
 def train_extras(config: Config) -> TrainExtras:

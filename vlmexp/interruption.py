@@ -88,6 +88,16 @@ class Interruption:
             self._deferred = False
         self.check()
 
+    @contextlib.contextmanager
+    def ended_by_interrupt(self) -> Iterator[None]:
+        """A Ctrl-C ends the block, as its work is done, and nothing more."""
+        try:
+            yield
+        except Preempted as stopped:
+            if stopped.signal != signal.SIGINT:
+                raise
+            self.signal, self.broke_in = None, False
+
     def hold(self) -> None:
         """From here on a signal is noted and raises nothing: how the run has ended is being written."""
         self._deferred = True

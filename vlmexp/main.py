@@ -48,12 +48,13 @@ STAGES = {
     "train": "vlmexp.training.stage.train",
     "export": "vlmexp.export.stage.export",
     "eval_finetuned": "vlmexp.evaluation.stage.eval_finetuned",
+    "predict": "vlmexp.predict.stage.predict",
     "pipeline": "vlmexp.pipeline.pipeline",
     "compare": "vlmexp.comparison.stage.compare",
 }
 READING = ("compare",)  # functions of the config alone: they read run directories and get none of their own
 # What a library does not take is said before there is a directory; the others need a run, or no library.
-ASKING_LIBRARIES = ("preview", "eval_base", "train", "pipeline", "eval_finetuned")
+ASKING_LIBRARIES = ("preview", "eval_base", "train", "pipeline", "eval_finetuned", "predict")
 # What looks at runs and sweeps and opens none: functions of the options behind the name, called without Hydra.
 COMMANDS = {
     "resume": "vlmexp.launch.commands.resume",
@@ -278,6 +279,7 @@ def main() -> None:
         mistyped.refuse_missing_searchpath(sys.argv[1:])
         mistyped.refuse_unknown_choices(CONFIG_DIR, sys.argv[1:])
         command_line.refuse_stray_words(sys.argv[1:])
+        sys.argv[1:] = command_line.quote_texts(sys.argv[1:])
         command_line.refuse_sweeps_of(READING, sys.argv[1:])
         command_line.refuse_divided_paths(sys.argv[1:])
         if command := command_line.command_of(sys.argv[1:], COMMANDS):

@@ -13,7 +13,8 @@ from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.files import read_json
 from vlmexp.models.load import check_model
 from vlmexp.parts import build_collator, model_source
-from vlmexp.report import print_paths, print_scores
+from vlmexp.predict.stage import check_predict
+from vlmexp.report import print_next, print_paths, print_scores
 from vlmexp.runs import Run
 from vlmexp.tracking.opening import tracked
 from vlmexp.training.stage import check_adapter, check_steps, check_training, train_model
@@ -27,6 +28,9 @@ def check_options(config: Config) -> None:
     """
     if config.stage == "eval_finetuned":
         find_training_run(config)
+        return
+    if config.stage == "predict":
+        check_predict(config)
         return
     if config.stage in NEEDS_TRAIN:
         check_training(config)
@@ -69,5 +73,6 @@ def pipeline(config: Config, run: Run) -> dict[str, Any]:
             "metrics": run.path("metrics.jsonl"),
         }
     )
+    print_next(run.directory)
     main = finetuned["main_metric"]
     return {"metric": finetuned["metrics"][main], "base_metric": base["metrics"][main], **finetuned["metrics"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,11 @@ def print_paths(paths: Mapping[str, Path]) -> None:
     width = max(map(len, paths))
     for name, path in paths.items():
         print(f"  {name:<{width}}  {_short(path)}")
+
+
+def print_next(run: Path) -> None:
+    """The command that asks what a run has trained."""
+    print(f"Ask it: python -m vlmexp stage=predict run={shlex.quote(_short(run))}")
 
 
 def print_scores(columns: Mapping[str, Mapping[str, Any]], title: str) -> None:

@@ -64,6 +64,7 @@ NOT_IN_KEY = (
     *_GROUPS_BESIDE,
     "dataset.on_bad_sample", "dataset.max_bad_share",  # whether there is a result, but not which
     "dataset.decode_memory_mib", "dataset.decode_timeout_s", "dataset.max_file_gib",  # the same
+    "dataset.submission", "dataset.submission_id",  # how answers are written that are there anyway
     # As vlmexp.data.options says, which this file may not import.
     *(f"dataset.options.{option}" for option in (
         "download", "questions_url", "images_url", "cache_dir", "cache_folder", "num_proc", "num_workers", "workers",

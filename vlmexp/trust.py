@@ -65,6 +65,8 @@ _GROUPS = ("model", "dataset", "collator", "peft", "train", "evaluation", "track
 _RULES: dict[str, Rule] = {
     "stage": _is_name,
     "run": _is_data, "seed": _is_data, "threads": _is_data,
+    "image": _is_data, "video": _is_data, "question": _is_data,
+    **{f"predict.{name}": _is_data for name in ("split", "max_examples", "weights")},
     **{f"paths.{name}": _is_data for name in ("data", "outputs", "multirun")},
     **{f"model.{name}": _is_data for name in (
         "id", "revision", "dtype", "device_map", "random_init", "end_of_turn", "prompt_style", "media", "modules",
@@ -85,7 +87,7 @@ _RULES: dict[str, Rule] = {
         "version", "options", "splits", "validation_fraction", "test_fraction", "split_seed", "max_examples", "columns",
         "required", "on_bad_sample", "max_bad_share", "on_duplicates", "convert", "train_answer", "metadata",
         "max_new_tokens", "decode_memory_mib", "decode_timeout_s", "max_file_gib", "prompt", "instruction",
-        "open_instruction", "kept",
+        "open_instruction", "kept", "submission", "submission_id",
     )},
     **{f"collator.{name}": _is_data for name in (
         "system_prompt", "messages", "max_length", "overlong", "template_options", "answer_follows", "data_processing",

@@ -6,7 +6,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlmexp.checks.open_groups import check_open_groups
-from vlmexp.checks.together import check_compare, check_evaluation, check_media, check_together, check_tracking
+from vlmexp.checks.together import (
+    check_compare,
+    check_evaluation,
+    check_media,
+    check_predict,
+    check_together,
+    check_tracking,
+)
 from vlmexp.checks.values import check_bounds, check_choices
 from vlmexp.config import Config, explain
 from vlmexp.errors import UserError
@@ -26,6 +33,7 @@ def checked(composed: DictConfig) -> Config:
     check_bounds(config)
     check_together(config)
     check_compare(config.compare)
+    check_predict(config)
     check_evaluation(config.evaluation)
     check_media(config)
     check_tracking(config.tracking)

@@ -20,7 +20,7 @@ from vlmexp.config import (
     required_roles,
     used_columns,
 )
-from vlmexp.errors import UserError
+from vlmexp.errors import UserError, shown
 
 EVALUATIONS = ("finetuned", "base")
 FORMATS = ("table", "md", "csv", "json")
@@ -192,6 +192,36 @@ def check_compare(compare: Compare) -> None:
         raise UserError(f"compare.{' and compare.'.join(views)} are different views: ask for one of them.")
     if compare.best and (compare.format != "table" or compare.output is not None):
         raise UserError("compare.best prints two lines for a script: leave compare.format and compare.output out.")
+
+
+def check_predict(config: Config) -> None:
+    """What `stage=predict` is asked: one thing at a time, and a question where there is something to ask about."""
+    named = {name: shown(getattr(config, name)) for name in ("image", "video", "question")}
+    named = {name: value for name, value in named.items() if getattr(config, name) is not None}
+    if config.stage != "predict":
+        if named:
+            name, value = next(iter(named.items()))
+            raise UserError(f"{name}={value} is for stage=predict, and stage is {config.stage}: add stage=predict.")
+        return
+    predict, question = config.predict, named.pop("question", None)
+    asked = [f"{name}={value}" for name, value in named.items()]
+    asked += [] if predict.split is None else [f"predict.split={predict.split}"]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)} are questions of different kinds: ask for one of them.")
+    if question is not None and not named:
+        raise UserError(f"question={question} is about nothing: add image=FILE, image=FOLDER or video=FILE.")
+    has_question = bool(config.dataset.columns.get("question") or config.dataset.columns.get("messages"))
+    if named and question is None and has_question:
+        raise UserError(f'{asked[0]} has no question: add question="What is it?", in quotes.')
+    if named and question is not None and not has_question:
+        raise UserError(
+            f"question={question}: dataset={config.dataset.name} has no column of questions, so its prompt shows none: "
+            "leave the question out, or choose another dataset."
+        )
+    if predict.max_examples is not None and predict.split is None:
+        raise UserError(f"predict.max_examples={predict.max_examples} is for predict.split: name a split, too.")
+    if predict.weights in ("adapter", "merged") and config.run is None:
+        raise UserError(f"predict.weights={predict.weights} is what a training run has made: name it with run=.")
 
 
 def check_evaluation(evaluation: Evaluation) -> None:

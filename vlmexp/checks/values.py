@@ -30,6 +30,8 @@ TRAIN_ANSWERS = ("most_common", "sampled")
 WANDB_MODES = ("online", "offline", "disabled")
 TRACKERS = ("none", "tensorboard", "wandb")
 PUSHED = ("merged", "adapter")
+WEIGHTS = ("adapter", "merged", "base")
+SUBMISSIONS = ("evalai", "rrc", "vizwiz")
 
 
 def check_choices(config: Config) -> None:
@@ -47,6 +49,8 @@ def check_choices(config: Config) -> None:
         ("collator.share_images", config.collator.share_images, SHARE_IMAGES),
         ("tracking.report_to", config.tracking.report_to, TRACKERS),
         *(("tracking.mode", mode, WANDB_MODES) for mode in [config.tracking.mode] if mode is not None),
+        *(("predict.weights", kind, WEIGHTS) for kind in [config.predict.weights] if kind is not None),
+        *(("dataset.submission", form, SUBMISSIONS) for form in [config.dataset.submission] if form is not None),
         ("export.push", config.export.push, PUSHED),
         ("collator.image_processing.resize_mode", config.collator.image_processing.resize_mode, RESIZE_MODES),
         ("collator.video_processing.frame_extraction.library", frames.library, VIDEO_LIBRARIES),

@@ -32,7 +32,7 @@ EVALUATION = {
     "data_fingerprint": str, "cut": int, "undefined": dict,
 }  # fmt: skip
 UNFINISHED = ("failed", "lost", "broken", "preempted", "pending", "running")
-WITHOUT_RESULT = ("preview",)  # stages of run directories that there is nothing to compare in
+WITHOUT_RESULT = ("preview", "predict")  # stages of run directories that there is nothing to compare in
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one written in C is ten times as fast
 
 

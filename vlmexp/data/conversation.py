@@ -33,7 +33,7 @@ class BadConversation(ValueError):
         self.reason = reason
 
 
-def read_conversation(value: Any, media: Mapping[str, int]) -> tuple[Turn, ...]:
+def read_conversation(value: Any, media: Mapping[str, int], answered: bool = True) -> tuple[Turn, ...]:
     """The turns of a conversation: a system turn if there is one, then user and assistant by turns, the assistant last.
 
     White space around a turn is left out. Media that have no place of their own stand at the beginning of the user's
@@ -42,12 +42,15 @@ def read_conversation(value: Any, media: Mapping[str, int]) -> tuple[Turn, ...]:
     Args:
         value: a list of turns in one of the two forms, or such a list as JSON text.
         media: image or video -> how many the row has.
+        answered: without it the user's turn may be the last one, and an empty one of the assistant's is put behind it.
 
     Raises:
         BadConversation: it is in neither form, its turns are empty or in another order, or it has not as many places
             as there are media.
     """
     turns = [_turn(item, number) for number, item in enumerate(_items(value), start=1)]
+    if not answered and turns[-1].role == "user":
+        turns.append(Turn("assistant", (("text", ""),)))
     _check_order(turns)
     return _with_media(turns, media)
 

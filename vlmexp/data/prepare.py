@@ -223,7 +223,7 @@ def _make(
         parts = {split: Part(split, rows, shown(rows, columns, contents), keep[split]) for split, rows in read.items()}
         bare = {split: part.shown.without_media(part.mask) for split, part in parts.items()}
         division = divide(parts, missing, contents.names, seed, "on_duplicates" in request)
-        _write_lists(temporary, reading.bad, files, files_read(request["source"], options))
+        _write_lists(temporary, reading.bad, files, files_read(request["source"], options, wanted))
         counts = dict.fromkeys(SPLITS, 0) | {split: _write(part, temporary) for split, part in division.parts.items()}
         found = write_duplicates(temporary / "duplicates.jsonl", division.pairs, columns, contents)
         shutil.rmtree(scratch)

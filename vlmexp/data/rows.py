@@ -114,7 +114,8 @@ def stored_row(
     if column := columns.get(CONVERSATION):
         media = {role: len(stored[name]) for role in MEDIA_ROLES if (name := columns.get(role))}
         try:
-            stored[column] = stored_turns(read_conversation(row.get(column), media))
+            turns = read_conversation(row.get(column), media, answered=CONVERSATION in required)
+            stored[column] = stored_turns(turns)
         except BadConversation as error:
             raise BadSample(error.reason, column, f"{error}.") from None
     return stored

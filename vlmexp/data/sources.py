@@ -408,9 +408,9 @@ def input_paths(options: Mapping[str, Any]) -> list[Path]:
     return found
 
 
-def files_read(name: str, options: Mapping[str, Any]) -> list[Path]:
+def files_read(name: str, options: Mapping[str, Any], splits: Mapping[str, str | None]) -> list[Path]:
     """Further files that a source has read, which may not have been there before."""
-    return vqav2_files(options["root"]) if name == "vqav2" else []
+    return vqav2_files(options["root"], splits.values()) if name == "vqav2" else []
 
 
 def _without_decoding(table: Any) -> Any:

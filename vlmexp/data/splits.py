@@ -13,6 +13,14 @@ from vlmexp.errors import UserError
 SPLITS = ("train", "validation", "test")
 
 
+class UnknownSplit(UserError):
+    """The source has no split of this name; `available` are those that it has."""
+
+    def __init__(self, text: str, available: Sequence[str]) -> None:
+        super().__init__(text)
+        self.available = available
+
+
 def resolved_splits(available: Iterable[str], splits: Mapping[str, str | None]) -> dict[str, str | None]:
     """Which of the source's splits each of ours is; None: to be taken out of the train split.
 
@@ -24,14 +32,16 @@ def resolved_splits(available: Iterable[str], splits: Mapping[str, str | None]) 
     for split in SPLITS:
         wanted = splits.get(split)
         if wanted is not None and wanted not in available and wanted != split:
-            raise UserError(
-                f"dataset.splits.{split}={wanted}: the source has no such split; it has {', '.join(available)}."
+            raise UnknownSplit(
+                f"dataset.splits.{split}={wanted}: the source has no such split; it has {', '.join(available)}.",
+                available,
             )
         resolved[split] = wanted if wanted in available else None
     if not any(resolved.values()):
-        raise UserError(
+        raise UnknownSplit(
             f"dataset.splits name no split of the source, which has {', '.join(available)}: set dataset.splits.train, "
-            "or dataset.splits.test to evaluate alone."
+            "or dataset.splits.test to evaluate alone.",
+            available,
         )
     for split, other in itertools.combinations(SPLITS, 2):
         if resolved[split] is not None and resolved[split] == resolved[other]:

@@ -6,13 +6,17 @@ Goyal et al. (https://arxiv.org/abs/1612.00837), https://visualqa.org/download.h
     v2_OpenEnded_mscoco_val2014_questions.json     v2_mscoco_val2014_annotations.json     val2014/COCO_val2014_*.jpg
 
 443,757 questions about 82,783 images to train on and 214,354 about 40,504 to validate, with ten answers each. The
-answers of the test split are not published: use the validation split as the test split, as most papers do.
+answers of the test split are not published: use the validation split as the test split, as most papers do. Its 447,793
+questions about 81,434 images, and the 107,394 of them that are test-dev, are for stage=predict:
+
+    v2_OpenEnded_mscoco_test2015_questions.json   v2_OpenEnded_mscoco_test-dev2015_questions.json
+    test2015/COCO_test2015_*.jpg
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ from vlmexp.errors import UserError
 
 SCRIPT = "HuggingFaceM4/VQAv2"  # the same data on the Hub, as a script that the datasets library runs no more
 _NAMES = {"train": ("train2014", "Train"), "validation": ("val2014", "Val")}  # split -> COCO's name, the archives' name
+_UNLABELLED = {"test": "test2015", "testdev": "test-dev2015"}  # split -> the name of its questions
+_IMAGES = "test2015"  # of both
 
 
 def vqav2(
@@ -42,20 +48,25 @@ def vqav2(
     """
     folder = Path(root).expanduser().resolve()
 
+    def require(url: str, holds: str) -> None:
+        if download:
+            fetch_archive(url, folder, holds)
+        elif not (folder / holds).exists():
+            raise UserError(
+                f"dataset.options.root={root} has no {holds}, and dataset.options.download is false: it is in {url}."
+            )
+
+    def unlabelled(name: str) -> Iterator[dict[str, Any]]:
+        require(f"{questions_url}/v2_Questions_Test_mscoco.zip", _questions(name))
+        require(f"{images_url}/{_IMAGES}.zip", _IMAGES)
+        for question in _entries(folder / _questions(name), "questions"):
+            yield _row(question, {}, folder / _IMAGES, _IMAGES)
+
     def rows(split: str) -> Iterator[dict[str, Any]]:
         coco, title = _NAMES[split]
-        for url, holds in (
-            (f"{questions_url}/v2_Questions_{title}_mscoco.zip", _questions(coco)),
-            (f"{questions_url}/v2_Annotations_{title}_mscoco.zip", _annotations(coco)),
-            (f"{images_url}/{coco}.zip", coco),
-        ):
-            if download:
-                fetch_archive(url, folder, holds)
-            elif not (folder / holds).exists():
-                raise UserError(
-                    f"dataset.options.root={root} has no {holds}, and dataset.options.download is false: "
-                    f"it is in {url}."
-                )
+        require(f"{questions_url}/v2_Questions_{title}_mscoco.zip", _questions(coco))
+        require(f"{questions_url}/v2_Annotations_{title}_mscoco.zip", _annotations(coco))
+        require(f"{images_url}/{coco}.zip", coco)
         annotations = {_id(entry): entry for entry in _entries(folder / _annotations(coco), "annotations")}
         annotations[None] = {}
         questions = _entries(folder / _questions(coco), "questions")
@@ -67,13 +78,15 @@ def vqav2(
         for question in questions:
             yield _row(question, annotations.get(_id(question), {}), folder / coco, coco)
 
-    return {split: rows(split) for split in _NAMES}
+    labelled = {split: rows(split) for split in _NAMES}
+    return labelled | {split: unlabelled(name) for split, name in _UNLABELLED.items()}
 
 
-def vqav2_files(root: str) -> list[Path]:
-    """The files below `root` with questions and annotations."""
+def vqav2_files(root: str, splits: Collection[str | None]) -> list[Path]:
+    """The files below `root` with questions and annotations, and with the questions of those splits without answers."""
     folder = Path(root).expanduser().resolve()
-    return [folder / name(coco) for coco, _ in _NAMES.values() for name in (_questions, _annotations)]
+    labelled = [folder / name(coco) for coco, _ in _NAMES.values() for name in (_questions, _annotations)]
+    return labelled + [folder / _questions(name) for split, name in _UNLABELLED.items() if split in splits]
 
 
 def _row(question: Mapping[str, Any], annotation: Mapping[str, Any], images: Path, coco: str) -> dict[str, Any]:

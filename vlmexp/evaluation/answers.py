@@ -86,6 +86,7 @@ class Asker:
         max_new_tokens: the longest answer.
         name: of the evaluation, with which its files begin.
         identity: a hash of all that the answers depend on.
+        folder: of the run, in which they are while they come.
         generated, taken_from_disk: answers that this attempt and that earlier ones made.
     """
 
@@ -97,6 +98,7 @@ class Asker:
     max_new_tokens: int
     name: str
     identity: str
+    folder: str = "evaluation"
     generated: int = 0
     taken_from_disk: int = 0
 
@@ -116,7 +118,7 @@ class Asker:
             kind: what the file is called; it tells apart the answers to a question that is asked more than once.
             lengths: tokens of each prompt.
         """
-        folder, stem, rank = self.run.path("evaluation"), f"{self.name}_{kind}", distributed.rank()
+        folder, stem, rank = self.run.path(self.folder), f"{self.name}_{kind}", distributed.rank()
         found = take_up(folder, stem, self.identity, self.run.note_fallback) if self.run.is_main else None
         known: dict[str, Answer] = distributed.gathered(found)[0]
         journal, own = Journal(folder, stem, self.identity, rank), dict[str, Answer]()

@@ -66,6 +66,7 @@ def answer_in_batches(
     """Index -> answer, with a progress bar in questions a second.
 
     Args:
+        description: before the bar; empty: there is none.
         prepare: makes a batch's inputs; it runs in a thread of its own, where nobody else may use what it uses.
         answer: gives the answers to a batch, in its order.
         on_batch: is told of the answers to each batch as soon as they are there.
@@ -77,7 +78,14 @@ def answer_in_batches(
     try:
         with (
             contextlib.closing(prepared(batches, prepare, ahead)) as ready,
-            tqdm(total=sum(map(len, batches)), desc=description, unit=" questions", mininterval=0.5, leave=None) as bar,
+            tqdm(
+                total=sum(map(len, batches)),
+                desc=description,
+                unit=" questions",
+                mininterval=0.5,
+                leave=None,
+                disable=not description,
+            ) as bar,
         ):
             for batch, inputs in ready:
                 found = dict(zip(batch, answer(batch, inputs), strict=True))

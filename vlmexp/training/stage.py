@@ -45,7 +45,7 @@ from vlmexp.parts import (
     set_threads,
     shares_images,
 )
-from vlmexp.report import print_paths
+from vlmexp.report import print_next, print_paths
 from vlmexp.runs import Run
 from vlmexp.tracking.opening import tracked
 from vlmexp.training.answers import AnswerScores
@@ -87,6 +87,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     export_model(config, run)
     publish(config, run)
     print_paths({"adapter": run.path("model"), "merged": run.path("deployment_model"), "run": run.directory})
+    print_next(run.directory)
     done = run.stage_result("train") or {}
     return {name: done[name] for name in ("steps", "loss", "eval_loss", "best_metric") if name in done}
 

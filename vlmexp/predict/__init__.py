@@ -1,0 +1,1 @@
+"""stage=predict: answers to questions that have none yet."""
