@@ -62,6 +62,10 @@ TRAPS = [
     "experiment=[pretrain_tiny,../evil]",
     "model={id: evil}",
     "~model.import_path",
+    "train.metric_for_best_model=../evil/accuracy",
+    "evaluation.suite=[../evil]",
+    "suite=../evil",
+    "members={evil: {source: evil.rows}}",
     "evil=1",
     "+evil.code=1",
     "evil",
@@ -89,7 +93,8 @@ ORDINARY = [
     "peft.quantization={load_in_4bit: true, bnb_4bit_quant_type: nf4}", "peft.train_parts=[language]",
     "train.learning_rate=1e-4", "++train.warmup_steps=10", "train.optim=adamw_torch",
     "train.lr_scheduler_kwargs={a: 1}",
-    "train.metric_for_best_model=vqa_accuracy", "evaluation.generation={do_sample: true, top_p: 0.9}",
+    "train.metric_for_best_model=vqa_accuracy", "train.metric_for_best_model=textvqa/vqa_accuracy", "suite=ocr",
+    "evaluation.suite=[textvqa,pope]", "evaluation.generation={do_sample: true, top_p: 0.9}",
     "evaluation.choices=['yes, sir',no]", "paths.data=/scratch/data", "run=outputs/other", "export.push_to_hub=null",
 ]  # fmt: skip
 

@@ -23,6 +23,7 @@ from vlmexp.config import Config
 from vlmexp.data.vqav2 import SCRIPT
 from vlmexp.errors import UserError, closest
 from vlmexp.runs import refuse_other_config, require_run
+from vlmexp.suites import EVALUATING
 
 HELP = """\
 vlmexp fine-tunes vision-language models: one config, one command, one run directory.
@@ -36,6 +37,7 @@ vlmexp fine-tunes vision-language models: one config, one command, one run direc
         image=FOLDER asks about each image, image=[a.jpg,b.jpg] about both at once, video=FILE about a video;
         dataset=NAME predict.split=SPLIT answers a split and writes its test server's file; with run= alone it asks
         you; predict.weights=merged takes deployment_model/, model=NAME without run= a model as it is
+  python -m vlmexp suite=ocr                       and what that has gained or lost on other data sets
   python -m vlmexp -m peft.r=8,16 seed=0,1         a sweep: one run for each combination, one after another
   python -m vlmexp -m hydra/sweeper=optuna 'peft.r=choice(8,16)'   a search: optuna proposes the runs
   python -m vlmexp -m peft.r=8,16 hydra/launcher=slurm     the same as SLURM jobs (slurm_local: as processes)
@@ -69,7 +71,9 @@ OWN_FILES = ("--config-dir", "-cd", "--config-path", "-cp")
 # Options of libraries, which have defaults of their own for what is not given.
 _MAY_BE_TAKEN_AWAY = tuple(f"{leaf}." for leaf in schema.OPEN_LEAVES if leaf != "dataset.columns")
 _OPTIONS_OF_THE_HUB = tuple(f"dataset.options.{name}" for name in ("path", "name", "revision"))
-GROUPS = ("model", "dataset", "collator", "peft", "train", "evaluation", "tracking")
+# Options that belong to the data set that is evaluated, and not to the trained model: another has its own.
+OF_DATA = ("suite", "evaluation.suite", "evaluation.metrics", "evaluation.max_new_tokens", "evaluation.choices")
+GROUPS = ("model", "dataset", "collator", "peft", "train", "evaluation", "suite", "tracking")
 TEXTS = ("image", "video", "question")  # what a person asks, in any words
 _REFERENCE = re.compile(r"(\\*)\$\{")
 
@@ -228,15 +232,17 @@ def inherit_from_run(arguments: list[str], config_dir: Path) -> list[str]:
         return arguments
     directory = Path(quoting.text_of(wanted)).expanduser()
     record = require_run(directory, Path(named.get("paths.outputs", "outputs")))
+    stage = named.get("stage", record["stage"])
+    elsewhere = stage in EVALUATING and stage != record["stage"] and "dataset" in named  # the run has other data
+    continues = not elsewhere and (stage in CONTINUING or stage == record["stage"])
+    chosen = not continues and not {"dataset", "suite", "evaluation.suite"}.isdisjoint(named)
     # An option that is given again, or whose whole group is chosen anew, is not inherited.
     inherited = [
         text
         for text in record["overrides"]
-        if key_of(text) not in (*named, "hydra.run.dir", "stage", trust.WORD)
+        if key_of(text) not in (*named, "hydra.run.dir", "stage", trust.WORD, *(OF_DATA if chosen else ()))
         and key_of(text).partition(".")[0] not in named
     ]
-    stage = named.get("stage", record["stage"])
-    continues = stage in CONTINUING or stage == record["stage"]
     flags = [argument for argument in arguments if argument not in given]
     own_files = "hydra.searchpath" in named or any(flag.startswith(OWN_FILES) for flag in flags)
     source = [text for text in record["overrides"] if key_of(text) == "run"] if continues else []

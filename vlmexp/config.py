@@ -212,6 +212,9 @@ class Collator:
 class Evaluation:
     """What is generated and scored."""
 
+    suite: list[str] | None = field(
+        default=None, metadata=bounds(distinct=True, fewest=1)
+    )  # names of data sets (conf/dataset), each asked and scored as by itself; null: the run's own
     split: str = "test"
     batch_size: int = count(32)  # questions
     max_examples: int | None = count(None)  # a fixed random sample of the split; null: all of it
@@ -343,6 +346,7 @@ class Config:
     threads: int | None = count(None, most=1024)  # CPU threads of torch; null: torch decides
     model: Model = field(default_factory=Model)
     dataset: Dataset = field(default_factory=Dataset)
+    members: dict[str, Dataset] = field(default_factory=dict)  # of evaluation.suite, by their files; made, and not set
     collator: Collator = field(default_factory=Collator)
     peft: dict[str, Any] = field(default_factory=lambda: dataclasses.asdict(PeftExtras()))
     train: dict[str, Any] = field(default_factory=lambda: dataclasses.asdict(TrainExtras()))

@@ -13,7 +13,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +27,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vlmexp import command_line, confidential, distributed, mistyped, programs, quoting, terminal, trust
-from vlmexp.checks import checked
 from vlmexp.config import Config, schema_node, train_extras
 from vlmexp.data.sources import find_source
 from vlmexp.errors import UserError, closest, unknown, without_advice
@@ -37,6 +36,7 @@ from vlmexp.interruption import Preempted, back_to_the_queue, keep_exit_code
 from vlmexp.runs import Run, where_it_is
 from vlmexp.standstill import refuse_standstill
 from vlmexp.storage import ImpossibleName, StorageError, require_file, require_folder, storage_error
+from vlmexp.suites import checked_with_members, watched
 from vlmexp.training.best import answered_examples
 
 Stage = Callable[[Config, Run], dict[str, Any]]
@@ -115,7 +115,7 @@ def job(composed: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
     try:
-        config = checked(composed)
+        config = checked_with_members(composed, hydra_config.searchpath)
         stage = find_stage(config.stage)
         # The search path belongs to a run: without it, `run=` could not find the user's own YAML again.
         search_path = [text for text in hydra_config.overrides.hydra if text.startswith("hydra.searchpath=")]
@@ -143,10 +143,10 @@ def job(composed: DictConfig) -> float | None:
 
 def check_before_launch(arguments: list[str]) -> Config:
     """Compose and check the config of a single run before Hydra makes a directory for it."""
-    composed = compose(arguments)
     overrides = command_line.overrides(arguments)
-    hydra_node = composed.hydra
-    config = check(without_secrets(composed))
+    with composition(arguments) as composed:
+        hydra_node = composed.hydra
+        config = check(composed)
     if config.stage in READING:
         return config
     named = [text.partition("=")[2] for text in overrides if command_line.key_of(text) == "hydra.run.dir"]
@@ -169,16 +169,18 @@ def check_before_launch(arguments: list[str]) -> Config:
     return config
 
 
-def compose(arguments: list[str]) -> DictConfig:
-    """The config of a command, as Hydra will compose it, with its node `hydra`."""
+@contextlib.contextmanager
+def composition(arguments: list[str]) -> Iterator[DictConfig]:
+    """The config of a command, as Hydra will compose it, with its node `hydra`; within it Hydra is initialised."""
     folder, name, overrides = command_line.composition(arguments, CONFIG_DIR)
-    try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
-            return hydra.compose(name, overrides, return_hydra_config=True)
-    except TypeError as error:  # OmegaConf's, for a name within a list
-        raise UserError(
-            f"{error}: an item of a list has its number for a name, as in collator.messages.0.role."
-        ) from None
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+        try:
+            composed = hydra.compose(name, overrides, return_hydra_config=True)
+        except TypeError as error:  # OmegaConf's, for a name within a list
+            raise UserError(
+                f"{error}: an item of a list has its number for a name, as in collator.messages.0.role."
+            ) from None
+        yield composed
 
 
 def require_folders(hydra_node: DictConfig, data: str, sweeps: bool, goes_on: bool = False) -> None:
@@ -210,7 +212,8 @@ def without_secrets(composed: DictConfig) -> DictConfig:
 def check_sweep(arguments: list[str]) -> None:
     """What can be said of a sweep as a whole, as far as its config can be composed without what it varies."""
     try:
-        composed = compose(arguments)
+        with composition(arguments) as composed:
+            pass
     except (HydraException, OmegaConfBaseException, YAMLError):  # what is wrong with it is said when it is used
         return
     hydra_node = composed.hydra
@@ -224,7 +227,8 @@ def refuse_missing_package(arguments: list[str]) -> None:
     package, shown = command_line.flag_of(arguments, "--package", "-p"), command_line.flag_of(arguments, "--cfg", "-c")
     if package in (None, "_global_") or shown is None:
         return
-    composed = compose(arguments)
+    with composition(arguments) as composed:
+        pass
     config = without_secrets(composed) if shown == "job" else composed
     found = None
     with contextlib.suppress(OmegaConfBaseException):
@@ -235,20 +239,22 @@ def refuse_missing_package(arguments: list[str]) -> None:
 
 
 def check(composed: DictConfig) -> Config:
-    """All that can be said about a config before its run starts; raises UserError."""
-    config = checked(composed)
+    """All that can be said about a config, composed with its node `hydra`, before its run starts; raises UserError."""
+    search_path = composed.hydra.searchpath
+    config = checked_with_members(without_secrets(composed), search_path)
     if config.stage in READING:
         return config
     distributed.refuse_sharding()
     if config.stage not in STAGES:
         find_stage(config.stage)
-    find_source(config.dataset.source, config.dataset.options)
-    for metrics in (config.dataset.metrics, config.evaluation.metrics or []):
-        metric_names(metrics)
+    for dataset in (config.dataset, *config.members.values()):
+        find_source(dataset.source, dataset.options)
+        metric_names(dataset.metrics)
+    metric_names(config.evaluation.metrics or [])
     if config.stage in ("train", "pipeline"):
-        metrics = config.evaluation.metrics or config.dataset.metrics
-        given = train_extras(config).eval_generation_examples
-        answered_examples(config.train.get("metric_for_best_model"), metrics, given)
+        answering, wanted = watched(config)
+        metrics = answering.evaluation.metrics or answering.dataset.metrics
+        answered_examples(wanted, metrics, train_extras(config).eval_generation_examples)
     return config
 
 

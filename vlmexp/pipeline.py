@@ -8,6 +8,7 @@ from vlmexp.config import NEEDS_TRAIN, Config
 from vlmexp.data.stage import check_source, download
 from vlmexp.evaluation.answers import check_decoding
 from vlmexp.evaluation.stage import BASE, FINETUNED, score_base, score_finetuned
+from vlmexp.evaluation.suite import print_suite, suite_result
 from vlmexp.evaluation.trained import find_training_run
 from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.files import read_json
@@ -64,6 +65,8 @@ def pipeline(config: Config, run: Run) -> dict[str, Any]:
     about += f" but {base['refused']} that the processor refuses" if base["refused"] else ""
     title = f"{config.model.id} on {config.dataset.name}: {base['n']:,} questions of the {base['split']} split, {about}"
     print_scores({"base": base, "fine-tuned": finetuned}, title)
+    if config.evaluation.suite:
+        print_suite(config, run)
     print_paths(
         {
             "run": run.directory,
@@ -75,4 +78,5 @@ def pipeline(config: Config, run: Run) -> dict[str, Any]:
     )
     print_next(run.directory)
     main = finetuned["main_metric"]
-    return {"metric": finetuned["metrics"][main], "base_metric": base["metrics"][main], **finetuned["metrics"]}
+    metrics = {**finetuned["metrics"], **suite_result(config, run, FINETUNED)}
+    return {"metric": finetuned["metrics"][main], "base_metric": base["metrics"][main], **metrics}

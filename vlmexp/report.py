@@ -51,9 +51,12 @@ LABELS = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
+    "mean_rank": "mean rank",
 }
 LOSSES = ("eval_loss", "loss")
-UNBOUNDED = ("cider", "mme_perception_score", "mme_cognition_score", *LOSSES)  # never in percent
+MEAN_RANK = "mean_rank"  # of a run among others, over the data sets of a suite
+LOWEST_FIRST = (*LOSSES, MEAN_RANK)
+UNBOUNDED = ("cider", "mme_perception_score", "mme_cognition_score", *LOWEST_FIRST)  # never in percent
 NONE = "\N{EN DASH}"  # where there is no value
 BLIND_LABELS = {"shuffle": "other images", "blank": "white images"}
 
@@ -62,8 +65,10 @@ def is_share(metric: str | None, values: Iterable[float | None]) -> bool:
     """Whether a metric is shown in percent: one of ours that is a share, or another with all its values in 0 to 1.
 
     Args:
+        metric: a name, or NAME/METRIC of a data set of a suite.
         values: all that are shown together, None where there is none.
     """
+    metric = (metric or "").rpartition("/")[2]
     if metric in LABELS or metric in UNBOUNDED:
         return metric not in UNBOUNDED
     return all(0 <= value <= 1 for value in values if value is not None)

@@ -59,7 +59,9 @@ LOST_AFTER_S = 10 * HEARTBEAT_S  # a run that says it is running and has been si
 STAGE_ORDER = ("preview", "download", "eval_base", "train", "export", "eval_finetuned", "pipeline")
 # Groups and options that may change without changing a result: what a run does beside it, and how fast, with how much
 # memory and how talkatively it is made. `run=` takes them anew, and runs that differ in nothing else are alike.
-_GROUPS_BESIDE = ("stage", "run", "trust_run", "tracking", "export", "preview", "compare", "paths", "threads")
+_GROUPS_BESIDE = (
+    "stage", "run", "trust_run", "tracking", "export", "preview", "compare", "paths", "threads", "members",
+)  # fmt: skip
 NOT_IN_KEY = (
     *_GROUPS_BESIDE,
     "dataset.on_bad_sample", "dataset.max_bad_share",  # whether there is a result, but not which
@@ -71,6 +73,7 @@ NOT_IN_KEY = (
         "timeout", "retries", "token", "verbose",
     )),
     "evaluation.batch_size", "evaluation.invariance_examples",
+    "evaluation.suite",  # it adds results and changes none
     "train.gradient_audit", "train.memory_preflight",
     "train.on_divergence", "train.most_rewinds",  # what becomes of a training that failed; run.json tells what has
     "train.per_device_eval_batch_size", "train.eval_accumulation_steps", "train.eval_use_gather_object",
@@ -90,6 +93,7 @@ NOT_IN_KEY = (
 _SHAPE = {
     "id": str, "stage": str, "status": str, "key": str, "created": str, "overrides": list, "attempts": list,
     "stages": dict, "fallbacks": list, "data": dict, "model": dict, "tracking": dict, "result": dict,
+    "suite": dict,
 }  # fmt: skip
 log = logging.getLogger("vlmexp")
 
@@ -246,7 +250,10 @@ class Run:
     `interruption` knows whether the run was told to stop; `tracker` is what vlmexp.tracking has open for the run.
     `decides` says whether the outcome of this attempt is that of the run: a stage that is done again in a finished run
     changes neither its status nor its result.
+    `whole` is the run itself, and of a part of it (vlmexp.suites) the run that has it; `name` tells parts apart.
     """
+
+    name = ""
 
     def __init__(
         self, directory: Path, record: dict[str, Any], is_main: bool, interruption: Interruption, decides: bool
@@ -257,6 +264,7 @@ class Run:
         self.is_main = is_main
         self.interruption = interruption
         self.tracker = Tracker()
+        self.whole = self
         self._lock = threading.RLock()
 
     @classmethod
@@ -287,7 +295,7 @@ class Run:
             record |= {"stage": config.stage, "status": "running", "key": config_key(values), "overrides": overrides}
             record.pop("error", None)
         record.setdefault("overrides", overrides)
-        record["stages"] = _without_running(record["stages"])
+        record["stages"] = without_running(record["stages"])
         began = {"began_at": where_it_is(directory, record, config)} if is_main and is_in_queue() else {}
         record["attempts"].append({"stage": config.stage, "overrides": overrides, **_attempt(), **began})
         log_name = "train.log" if is_main else f"train-rank{distributed.rank()}.log"
@@ -336,6 +344,11 @@ class Run:
 
     def path(self, *parts: str) -> Path:
         return self.directory.joinpath(*parts)
+
+    @contextlib.contextmanager
+    def about(self) -> Iterator[None]:
+        """What is wrong in the block is said of the run; a part of a run names itself."""
+        yield
 
     def update(self, **values: Any) -> None:
         """Merge `values` into run.json."""
@@ -441,7 +454,7 @@ class Run:
             self.update(attempts=attempts, **outcome)
 
 
-def _without_running(stages: dict[str, Any]) -> dict[str, Any]:
+def without_running(stages: dict[str, Any]) -> dict[str, Any]:
     """The stages of earlier attempts: one that says it is running was killed."""
     return {
         name: entry | {"status": "lost"} if entry["status"] == "running" else entry for name, entry in stages.items()

@@ -39,7 +39,9 @@ def where_it_stands(directory: Path, stages: Mapping[str, Any], data: Iterable[P
     return digest(
         {
             "stages": sorted(name for name, entry in stages.items() if entry["status"] == "done"),
-            "answers": sum(_answers(path) for path in directory.glob(f"evaluation/{_ANSWERS}")),
+            "answers": sum(
+                _answers(path) for part in ("", "suite/**/") for path in directory.glob(f"{part}evaluation/{_ANSWERS}")
+            ),
             "files": sorted(_files(directory)),
             "data": sorted(entry for folder in data for entry in _entries(folder)),
         }

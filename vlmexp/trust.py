@@ -23,6 +23,7 @@ Rule = Callable[[Any], bool]
 _NAME = re.compile(r"[\w-]*")
 _FILE_NAME = re.compile(r"[^/\\]*")
 _OF_WANDB = re.compile(r"(offline-)?run-\d{8}_\d{6}-.+")  # a folder that W&B makes anew each time
+_METRIC = re.compile(r"[\w-]*(/[\w-]+)?")  # also NAME/METRIC, of a data set of a suite
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")  # to another option; with a colon it is a function's call
 
 
@@ -60,7 +61,7 @@ def _is_nothing(value: Any) -> bool:
     return value is None or value is False
 
 
-_GROUPS = ("model", "dataset", "collator", "peft", "train", "evaluation", "tracking", "experiment")
+_GROUPS = ("model", "dataset", "collator", "peft", "train", "evaluation", "suite", "tracking", "experiment")
 # What an option's value may be; options of a group that is named itself follow its rule, unless they have their own.
 _RULES: dict[str, Rule] = {
     "stage": _is_name,
@@ -104,7 +105,7 @@ _RULES: dict[str, Rule] = {
     "train": _is_number,
     **{f"train.{name}": _is_name for name in (
         "gradient_audit", "on_divergence", "optim", "lr_scheduler_type", "logging_strategy", "eval_strategy",
-        "save_strategy", "log_level", "log_level_replica", "metric_for_best_model", "train_sampling_strategy",
+        "save_strategy", "log_level", "log_level_replica", "train_sampling_strategy",
         "dataloader_multiprocessing_context", "torch_compile_backend", "torch_compile_mode",
         "include_num_input_tokens_seen",
     )},
@@ -114,7 +115,9 @@ _RULES: dict[str, Rule] = {
         "max_steps", "eval_steps", "save_steps", "logging_steps", "per_device_train_batch_size",
         "per_device_eval_batch_size", "gradient_accumulation_steps",
     )},
+    "train.metric_for_best_model": lambda value: value is None or _METRIC.fullmatch(str(value)) is not None,
     "evaluation.metrics": _is_name,
+    "evaluation.suite": _is_name,
     "evaluation.generation": _is_number,
     **{f"evaluation.{name}": _is_data for name in (
         "split", "batch_size", "max_examples", "max_new_tokens", "blind", "blind_examples", "answers", "choices",

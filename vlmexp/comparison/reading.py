@@ -25,7 +25,7 @@ EVALUATIONS = {"base": "base_vlm_model", "finetuned": "finetuned_vlm_model"}  # 
 # What the values that are read here are; one that is something else, in a damaged file, is left out and named.
 RECORD = {
     "attempts": list, "overrides": list, "stages": dict, "result": dict, "data": dict, "packages": dict, "git": dict,
-    "hardware": dict, "model": dict,
+    "hardware": dict, "model": dict, "suite": dict,
 }  # fmt: skip
 EVALUATION = {
     "n": int, "metrics": dict, "intervals": dict, "main_metric": str, "by": dict, "split": str, "sample": str,
@@ -47,6 +47,7 @@ class RunFiles:
         record: the content of run.json.
         options: dotted option -> value, for every leaf of the resolved configuration.
         evaluations: base, finetuned -> the content of its *_evaluation.json.
+        suite: data set -> the same of each data set of the run's suite, in their order.
         metrics: the rows of metrics.jsonl.
     """
 
@@ -57,14 +58,19 @@ class RunFiles:
     options: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     metrics: Sequence[Mapping[str, Any]] = ()
+    suite: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def get(self, *path: str) -> Any:
         """A value inside run.json; None where any part of the path is missing."""
         return get(self.record, *path)
 
-    def predictions(self, evaluation: str) -> Path:
-        """Where the predictions of an evaluation are, if there are any."""
-        return self.directory / "evaluation" / f"{EVALUATIONS[evaluation]}_predictions.jsonl"
+    def predictions(self, evaluation: str, member: str = "") -> Path:
+        """Where the predictions of an evaluation, or of a suite's data set in it, are, if there are any."""
+        return _folder(self.directory, member) / f"{EVALUATIONS[evaluation]}_predictions.jsonl"
+
+    def evaluated(self, member: str = "") -> Mapping[str, Mapping[str, Any]]:
+        """The evaluations of a data set of the suite, or of the run's own."""
+        return self.suite.get(member, {}) if member else self.evaluations
 
 
 def get(value: Any, *path: str) -> Any:
@@ -122,9 +128,30 @@ def _read_run(directory: Path, lost_after_s: float) -> RunFiles:
         options = leaves(yaml.load((directory / "config.resolved.yaml").read_text(encoding="utf-8"), _Loader))
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = f"config.resolved.yaml cannot be read: {' '.join(str(error).split())}"
-    evaluations = {}
+    evaluations, unfit = _evaluations(directory)
+    problem = problem or unfit
+    suite = {}
+    for name in map(str, record.get("suite", {})):
+        if not {"..", "."} & set(name.split("/")):
+            suite[name], unfit = _evaluations(directory, name)
+            problem = problem or (f"{name}: {unfit}" if unfit else "")
+    metrics: list[Any] = []
+    try:
+        metrics = [row for row in read_jsonl(directory / "metrics.jsonl") if isinstance(row, dict)]
+    except (OSError, ValueError) as error:
+        problem = f"metrics.jsonl cannot be read: {error}"
+    return RunFiles(directory, status, text or problem, record, options, evaluations, metrics, suite)
+
+
+def _folder(directory: Path, member: str) -> Path:
+    return directory / "suite" / member / "evaluation" if member else directory / "evaluation"
+
+
+def _evaluations(directory: Path, member: str = "") -> tuple[dict[str, dict[str, Any]], str]:
+    """What is in the files *_evaluation.json of a run or of a data set of its suite, and what is wrong with one."""
+    evaluations, problem = {}, ""
     for name, stem in EVALUATIONS.items():
-        path = directory / "evaluation" / f"{stem}_evaluation.json"
+        path = _folder(directory, member) / f"{stem}_evaluation.json"
         try:
             content = read_json(path)
             if not isinstance(content, dict):
@@ -135,12 +162,7 @@ def _read_run(directory: Path, lost_after_s: float) -> RunFiles:
             continue
         except (OSError, ValueError) as error:
             problem = f"{path.name} cannot be read: {error}"
-    metrics: list[Any] = []
-    try:
-        metrics = [row for row in read_jsonl(directory / "metrics.jsonl") if isinstance(row, dict)]
-    except (OSError, ValueError) as error:
-        problem = f"metrics.jsonl cannot be read: {error}"
-    return RunFiles(directory, status, text or problem, record, options, evaluations, metrics)
+    return evaluations, problem
 
 
 def _shaped(content: Mapping[str, Any], kinds: Mapping[str, type], file: str) -> tuple[dict[str, Any], str]:

@@ -17,11 +17,21 @@ from plotly.offline import get_plotlyjs
 
 from vlmexp.comparison.paired import Prediction, pair, read_predictions
 from vlmexp.comparison.reading import RunFiles, get, leaves
-from vlmexp.comparison.rows import Row, Score, about_intervals, in_percent, is_number, plain, short_options, varying
+from vlmexp.comparison.rows import (
+    Row,
+    Score,
+    about_intervals,
+    about_ranks,
+    in_percent,
+    is_number,
+    plain,
+    short_options,
+    varying,
+)
 from vlmexp.comparison.thumbnails import find_media, thumbnail
 from vlmexp.errors import UserError
 from vlmexp.files import json_text
-from vlmexp.report import LABELS, LOSSES
+from vlmexp.report import LABELS, LOWEST_FIRST
 
 ANSWERING_RUNS = 20  # whose predictions are in the report
 CURVE_RUNS = 50
@@ -43,26 +53,27 @@ def build_report(
 
     Args:
         rows: the runs, best first.
-        metric: the one that the runs are sorted by.
+        metric: the one that the runs are sorted by; of NAME/METRIC, the answers shown are those to that data set.
         evaluation: base or finetuned, whose answers are shown.
         ignored: groups of options that change no result.
         data_dir: where prepared data are, for runs from another machine.
         max_examples: how many examples the browser holds, as a random sample chosen by `seed`.
     """
-    answering = [row for row in rows if row.run.predictions(evaluation).is_file()]
-    answers = {id(row): _readable(row.run, evaluation) for row in answering[:ANSWERING_RUNS]}
+    member, _, judged = (metric or "").rpartition("/")
+    answering = [row for row in rows if row.run.predictions(evaluation, member).is_file()]
+    answers = {id(row): _readable(row.run, evaluation, member) for row in answering[:ANSWERING_RUNS]}
     keys = varying([row.run.options for row in rows], ignored)
     content: dict[str, Any] = {
         "metric": metric,
         "labels": LABELS,
-        "losses": LOSSES,
+        "losses": LOWEST_FIRST,
         "shares": sorted(in_percent(rows)),
         "evaluation": evaluation,
         "options": keys,
         "short": short_options(keys),
         **_recorded([row.run for row in rows], ignored),
         "runs": [_run(row, metric, evaluation, keys) for row in rows],
-        "intervals": about_intervals(rows, metric),
+        "intervals": " ".join(filter(None, (about_intervals(rows, metric), about_ranks(rows)))),
         "judge": None,
         "notes": [],
     }
@@ -70,11 +81,11 @@ def build_report(
         entry["curves"] = {}
     if len(rows) > CURVE_RUNS:
         content["notes"].append(f"Curves are of the best {CURVE_RUNS} runs.")
-    judge = _example_metric(answers, metric)
+    judge = _example_metric(answers, judged or metric)
     if judge is not None:
-        content["judge"] = judge
+        content["judge"] = f"{member}/{judge}" if member else judge
         _add_tests(content, rows, answers, judge, seed)
-        _add_examples(content, rows, answers, judge, max_examples, seed, data_dir)
+        _add_examples(content, rows, answers, judge, max_examples, seed, data_dir, member)
     if len(answering) > ANSWERING_RUNS:
         content["notes"].append(f"Answers and tests are of the best {ANSWERING_RUNS} of {len(answering)} runs.")
     title = f"{len(rows):,} {'run' if len(rows) == 1 else 'runs'}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
@@ -148,7 +159,8 @@ def _score(found: Score | None) -> dict[str, Any] | None:
 
 def _by(run: RunFiles, metric: str | None, evaluation: str) -> dict[str, dict[str, Any]]:
     """Metadata column -> its value -> [score, n]."""
-    by = get(run.evaluations.get(evaluation), "by")
+    member, _, metric = (metric or "").rpartition("/")
+    by = get(run.evaluated(member).get(evaluation), "by")
     return {
         column: {
             value: [_number(entry, "metrics", str(metric)), _number(entry, "n")] for value, entry in groups.items()
@@ -173,9 +185,9 @@ def _curve(run: RunFiles, name: str) -> list[list[float]] | None:
     return [[step for step, _ in kept], [value for _, value in kept]] if kept else None
 
 
-def _readable(run: RunFiles, evaluation: str) -> dict[str, Prediction]:
+def _readable(run: RunFiles, evaluation: str, member: str) -> dict[str, Prediction]:
     try:
-        return read_predictions(run.predictions(evaluation))
+        return read_predictions(run.predictions(evaluation, member))
     except UserError:  # a file that cannot be read is a run without answers
         return {}
 
@@ -218,6 +230,7 @@ def _add_examples(
     max_examples: int,
     seed: int,
     data_dir: Path,
+    member: str,
 ) -> None:
     """A sample of the best run's examples with every run's answers; equal columns of answers are stored once."""
     source = _reference(rows, answers)
@@ -231,13 +244,13 @@ def _add_examples(
     examples = [everything[name] for name in names]
     columns: dict[str, int] = {}
     for row, entry in zip(rows, content["runs"], strict=True):
-        for field, found in (("answers", answers.get(id(row))), ("baseAnswers", _base(row, answers))):
+        for field, found in (("answers", answers.get(id(row))), ("baseAnswers", _base(row, answers, member))):
             if found:
                 column = json.dumps(
                     [_answer(found.get(n), example, metric) for n, example in zip(names, examples, strict=True)]
                 )
                 entry[field] = columns.setdefault(column, len(columns))
-    pictures = _pictures(source.run, examples, data_dir)
+    pictures = _pictures(source.run, examples, data_dir, member)
     missing = sum(1 for e in examples if e.get("images") and not any(pictures.get(str(i)) for i in e["images"]))
     if missing:
         content["notes"].append(f"The images of {missing:,} examples are no longer where the run found them.")
@@ -254,8 +267,8 @@ def _add_examples(
     ]
 
 
-def _base(row: Row, answers: Mapping[int, dict[str, Prediction]]) -> dict[str, Prediction]:
-    return _readable(row.run, "base") if answers.get(id(row)) else {}
+def _base(row: Row, answers: Mapping[int, dict[str, Prediction]], member: str) -> dict[str, Prediction]:
+    return _readable(row.run, "base", member) if answers.get(id(row)) else {}
 
 
 def _answer(found: Prediction | None, example: Prediction, metric: str) -> list[Any] | None:
@@ -270,9 +283,9 @@ def _number(value: Any, *path: str) -> float | None:
     return number if is_number(number) else None
 
 
-def _pictures(run: RunFiles, examples: Sequence[Prediction], data_dir: Path) -> dict[str, str]:
+def _pictures(run: RunFiles, examples: Sequence[Prediction], data_dir: Path, member: str) -> dict[str, str]:
     """Name of an image -> its thumbnail as a data URI."""
-    recorded = run.get("data", "folder")
+    recorded = run.get("suite", member, "data", "folder") if member else run.get("data", "folder")
     folders = [Path(recorded), data_dir / Path(recorded).name] if isinstance(recorded, str) else [data_dir]
     found = {}
     for name in dict.fromkeys(str(image) for example in examples for image in example.get("images", [])):

@@ -13,7 +13,7 @@ from typing import Any
 from vlmexp.comparison.reading import UNFINISHED, RunFiles, get, seconds, short_names
 from vlmexp.errors import unknown
 from vlmexp.evaluation.intervals import wilson
-from vlmexp.report import LABELS, LOSSES, is_share
+from vlmexp.report import LABELS, LOSSES, LOWEST_FIRST, MEAN_RANK, is_share
 
 HIGHEST = {
     "cider": 10.0,
@@ -86,19 +86,21 @@ class Row:
 
 
 def make_rows(runs: Sequence[RunFiles], evaluation: str) -> list[Row]:
-    """One row for each run, in the order given.
+    """One row for each run, in the order given, with its mean rank over the data sets of their suites.
 
     Args:
         evaluation: base or finetuned, whose scores are compared.
     """
-    return [
+    rows = [
         _row(run, name, evaluation)
         for run, name in zip(runs, short_names([run.directory for run in runs]), strict=True)
     ]
+    rank_rows(rows, evaluation)
+    return rows
 
 
 def _row(run: RunFiles, name: str, evaluation: str) -> Row:
-    scores = scores_of(run.evaluations.get(evaluation))
+    scores = all_scores(run, evaluation)
     losses = {name: run.get("stages", "train", name) for name in LOSSES}
     scores |= {name: Score(float(value)) for name, value in losses.items() if is_number(value)}
     rates = [row["samples_per_s"] for row in run.metrics if is_number(row.get("samples_per_s"))]
@@ -108,13 +110,56 @@ def _row(run: RunFiles, name: str, evaluation: str) -> Row:
         run=run,
         name=name,
         scores=scores,
-        base=scores_of(run.evaluations.get("base")),
+        base=all_scores(run, "base"),
         seconds=seconds(run),
         samples_per_s=statistics.median(rates) if rates else None,
         memory_gib=peak if is_number(peak) and peak else max(memory, default=None),
         undefined=get(run.evaluations.get(evaluation), "undefined") or {},
         cut=cut_of(run.evaluations.get(evaluation)),
     )
+
+
+def all_scores(run: RunFiles, evaluation: str) -> dict[str, Score]:
+    """The metrics of the run's own data set, and as NAME/METRIC those of its suite."""
+    scores = scores_of(run.evaluations.get(evaluation))
+    for member, evaluations in run.suite.items():
+        scores |= {f"{member}/{name}": found for name, found in scores_of(evaluations.get(evaluation)).items()}
+    return scores
+
+
+def suite_metrics(rows: Iterable[Row], evaluation: str) -> list[str]:
+    """The main metric of each data set of the runs' suites, as NAME/METRIC."""
+    return list(
+        dict.fromkeys(
+            f"{member}/{main}"
+            for row in rows
+            for member, evaluations in row.run.suite.items()
+            if f"{member}/{(main := get(evaluations.get(evaluation), 'main_metric'))}" in row.scores
+        )
+    )
+
+
+def ranked_metrics(rows: Sequence[Row], evaluation: str) -> list[str]:
+    """Those of them that every run with a suite has: over these a mean rank compares like with like."""
+    shared = suite_metrics(rows, evaluation)
+    having = [row for row in rows if any(name in row.scores for name in shared)]
+    return [name for name in shared if all(name in row.scores for row in having)] if len(having) > 1 else []
+
+
+def rank_rows(rows: Sequence[Row], evaluation: str) -> None:
+    """Give each run with a suite its mean rank over the data sets that all of them have: 1 is the best; equal scores
+    share the mean of their places."""
+    for row in rows:
+        row.scores.pop(MEAN_RANK, None)
+    names = ranked_metrics(rows, evaluation)
+    having = [row for row in rows if names and names[0] in row.scores]
+    for row in having:
+        ranks = []
+        for name in names:
+            values = [other.scores[name].value for other in having]
+            own = row.scores[name].value
+            ranks.append(sum(value > own for value in values) + (values.count(own) + 1) / 2)
+        row.scores[MEAN_RANK] = Score(math.fsum(ranks) / len(ranks), len(ranks))
 
 
 def cut_of(evaluation: Mapping[str, Any] | None) -> tuple[int, int]:
@@ -171,6 +216,12 @@ def about_intervals(rows: Iterable[Row], metric: str | None) -> str:
     return f"95 % intervals: {'; '.join(told)}."
 
 
+def about_ranks(rows: Iterable[Row]) -> str:
+    """Over how many data sets the mean ranks are, in a sentence; nothing where there are none."""
+    found = next((row.scores[MEAN_RANK] for row in rows if MEAN_RANK in row.scores), None)
+    return f"mean rank: over the {found.n} data sets that all suites have, 1 is the best." if found else ""
+
+
 def main_metric(rows: Iterable[Row], wanted: str | None, evaluation: str) -> str | None:
     """The metric to sort by: the one asked for, else the main one of most runs, else a loss.
 
@@ -187,12 +238,16 @@ def main_metric(rows: Iterable[Row], wanted: str | None, evaluation: str) -> str
     count.pop(None, None)
     if count:
         return str(count.most_common(1)[0][0])
+    if any(MEAN_RANK in row.scores for row in rows):
+        return MEAN_RANK
+    if suites := suite_metrics(rows, evaluation):
+        return suites[0]
     return next((loss for loss in LOSSES if any(loss in row.scores for row in rows)), None)
 
 
 def sort_rows(rows: Iterable[Row], metric: str | None) -> list[Row]:
-    """Best first (losses: smallest first); then what has no value, the finished before the failed."""
-    sign = 1.0 if metric in LOSSES else -1.0
+    """Best first (losses and ranks: smallest first); then what has no value, the finished before the failed."""
+    sign = 1.0 if metric in LOWEST_FIRST else -1.0
 
     def place(row: Row) -> tuple[bool, float, int, str]:
         found = row.scores.get(metric or "")
@@ -237,7 +292,16 @@ def plain(value: Any) -> str:
 
 def mark_differences(rows: Sequence[Row], evaluation: str) -> None:
     """Mark each row that was evaluated on other data, another split, or another sample than most are."""
-    described = {id(row): _evaluated_on(row.run, evaluation) for row in rows if row.run.evaluations.get(evaluation)}
+    for member in dict.fromkeys(["", *(name for row in rows for name in row.run.suite)]):
+        _mark_differences(rows, evaluation, member)
+
+
+def _mark_differences(rows: Sequence[Row], evaluation: str, member: str) -> None:
+    """The same for a data set of their suites, or for the runs' own."""
+    described = {
+        id(row): _evaluated_on(row.run, evaluation, member) for row in rows if row.run.evaluated(member).get(evaluation)
+    }
+    of = f" ({member})" if member else ""
     for label in ("data", "split", "sample", "n"):
         values = Counter(what[label] for what in described.values() if what[label] is not None)
         if len(values) < 2:
@@ -246,12 +310,12 @@ def mark_differences(rows: Sequence[Row], evaluation: str) -> None:
         for row in rows:
             value = described.get(id(row), {}).get(label)
             if value not in (None, usual):
-                row.marks.append(f"n is {value:,}, not {usual:,}" if label == "n" else f"other {label}")
+                row.marks.append(f"n is {value:,}, not {usual:,}{of}" if label == "n" else f"other {label}{of}")
 
 
-def _evaluated_on(run: RunFiles, evaluation: str) -> dict[str, Any]:
-    result = run.evaluations.get(evaluation)
-    data = get(result, "data_fingerprint") or run.get("data", "fingerprint")
+def _evaluated_on(run: RunFiles, evaluation: str, member: str) -> dict[str, Any]:
+    result = run.evaluated(member).get(evaluation)
+    data = get(result, "data_fingerprint") or (None if member else run.get("data", "fingerprint"))
     return {
         "data": None if data is None else plain(data),
         "split": get(result, "split"),

@@ -22,6 +22,7 @@ from vlmexp.comparison.rows import (
     main_metric,
     make_rows,
     mark_differences,
+    rank_rows,
     sort_rows,
     varying,
 )  # fmt: skip
@@ -59,7 +60,8 @@ def compare(config: Config) -> None:
             f"There are no runs under {' and '.join(map(str, folders)) or config.paths.outputs}: "
             "start one, or name their folders with compare.runs=[DIR,...]."
         )
-    evaluation = options.evaluation or ("finetuned" if any("finetuned" in run.evaluations for run in runs) else "base")
+    finetuned = any("finetuned" in each for run in runs for each in (run.evaluations, *run.suite.values()))
+    evaluation = options.evaluation or ("finetuned" if finetuned else "base")
     rows = make_rows(runs, evaluation)
     mark_differences(rows, evaluation)
     if options.failed:
@@ -77,7 +79,9 @@ def compare(config: Config) -> None:
 
 def show_leaderboard(config: Config, rows: Sequence[Row], metric: str | None, evaluation: str) -> None:
     """The table of all runs, the best first."""
-    shown = sort_rows(group_seeds(rows, NOT_IN_KEY) if config.compare.group_seeds else rows, metric)
+    grouped = group_seeds(rows, NOT_IN_KEY) if config.compare.group_seeds else rows
+    rank_rows(grouped, evaluation)
+    shown = sort_rows(grouped, metric)
     keys = varying([row.run.options for row in rows], NOT_IN_KEY)
     count = Counter(row.run.status for row in rows)
     states = ", ".join(f"{number} {status}" for status, number in count.most_common())
@@ -117,10 +121,11 @@ def show_pairing(config: Config, runs: Sequence[RunFiles]) -> None:
         names, evaluations = (str(runs[0].directory), str(runs[1].directory)), [options.evaluation or "finetuned"] * 2
     else:
         names, evaluations, runs = ("base", "fine-tuned"), ["base", "finetuned"], [runs[0], runs[0]]
-    results = [run.evaluations.get(evaluation) for run, evaluation in zip(runs, evaluations, strict=True)]
-    metric = options.metric or get(results[1], "main_metric")
+    member, _, wanted = (options.metric or "").rpartition("/")
+    results = [run.evaluated(member).get(evaluation) for run, evaluation in zip(runs, evaluations, strict=True)]
+    metric = wanted or get(results[1], "main_metric")
     first, second = (
-        read_predictions(run.predictions(evaluation)) for run, evaluation in zip(runs, evaluations, strict=True)
+        read_predictions(run.predictions(evaluation, member)) for run, evaluation in zip(runs, evaluations, strict=True)
     )
     pairing = pair(first, second, str(metric), config.seed)
     sheet = paired_sheet(pairing, names, options.examples)

@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmexp.comparison.rows import Row, Score, about_intervals, in_percent, plain, short_options
+from vlmexp.comparison.rows import Row, Score, about_intervals, about_ranks, in_percent, plain, short_options
 from vlmexp.comparison.sheets import Sheet
-from vlmexp.report import LABELS, NONE
+from vlmexp.report import LABELS, MEAN_RANK, NONE
 
 WIDEST = 24  # columns of the terminal that a value of an option may take
 HEADING_WIDTH = 12
 ERROR_WIDTH = 24  # of what stands in place of a score
 NOTE_WIDTH = 18  # the least that a note needs to say something
 # What a column is worth where not all have a place; SAME are options that change together with one that is shown.
-ALWAYS, OPTION, N, GAIN, TIME, RATE, MEMORY, NOTE, SAME, OTHER = range(10)
+ALWAYS, OPTION, SUITE, N, GAIN, TIME, RATE, MEMORY, NOTE, SAME, OTHER = range(11)
 STYLES = {"done": "green", "running": "cyan", "pending": "dim", "preempted": "yellow"}  # others: red
 
 
@@ -41,9 +41,9 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """The title in lines of moderate length, broken behind underscores and dots."""
+        """The title in lines of moderate length, broken behind underscores, dots and slashes."""
         lines = [""]
-        for word in re.findall(r"[^_.]*[_.]|[^_.]+", self.title):
+        for word in re.findall(r"[^_./]*[_./]|[^_./]+", self.title):
             if lines[-1] and len(lines[-1]) + len(word) > HEADING_WIDTH:
                 lines.append("")
             lines[-1] += word
@@ -72,7 +72,7 @@ def print_leaderboard(
         cells = [Text(column.cells[number], style=style if column.title == "status" else "") for column in shown]
         table.add_row(*cells)
     console.print(table)
-    if caption := about_intervals(rows, metric):
+    for caption in filter(None, (about_intervals(rows, metric), about_ranks(rows))):
         console.print(caption, style="dim", markup=False)
     for mark, names in marked(rows).items():
         console.print(f"! {mark}: {names}", style="yellow", markup=False, soft_wrap=True)
@@ -89,6 +89,7 @@ def leaderboard(rows: Sequence[Row], options: Sequence[str], metric: str | None)
     label = LABELS.get(metric or "", metric or "")
     grouped = any(row.members for row in rows)
     others = list(dict.fromkeys(name for row in rows for name in row.scores if name != metric))
+    suite = [name for name in (MEAN_RANK, *_suite_columns(rows)) if name in others]
     shares = in_percent(rows)
     is_share = metric in shares
     cells = {option: [_option(row, option) for row in rows] for option in options if not (grouped and option == "seed")}
@@ -109,6 +110,10 @@ def leaderboard(rows: Sequence[Row], options: Sequence[str], metric: str | None)
             ],
             ALWAYS,
         ),
+        *(
+            Column(LABELS.get(name, name), [number(row.scores.get(name), name in shares) for row in rows], SUITE)
+            for name in suite
+        ),
         Column("gain", [_gain(row, metric, is_share) for row in rows], GAIN),
         Column("cut %", [f"{100 * row.cut[0] / row.cut[1]:.1f}" if row.cut[0] else "-" for row in rows], N),
         Column("n", [_n(row.scores.get(metric or "")) for row in rows], N),
@@ -120,9 +125,16 @@ def leaderboard(rows: Sequence[Row], options: Sequence[str], metric: str | None)
         *(
             Column(LABELS.get(other, other), [number(row.scores.get(other), other in shares) for row in rows], OTHER)
             for other in others
+            if other not in suite
         ),
     ]
     return [column for column in columns if column.importance == ALWAYS or set(column.cells) - {"-", ""}]
+
+
+def _suite_columns(rows: Sequence[Row]) -> list[str]:
+    """The main metric of each data set of the runs' suites."""
+    suites = (item for row in rows for item in row.run.suite.items())
+    return list(dict.fromkeys(f"{name}/{each.get('main_metric')}" for name, of in suites for each in of.values()))
 
 
 def marked(rows: Sequence[Row]) -> dict[str, str]:
@@ -200,8 +212,7 @@ def full_sheet(rows: Sequence[Row], options: Sequence[str], metric: str | None, 
 def short_sheet(rows: Sequence[Row], options: Sequence[str], metric: str | None, title: str) -> Sheet:
     """The cells of the terminal's table without its limits."""
     columns = leaderboard(rows, options, metric)
-    caption = about_intervals(rows, metric)
-    notes = [caption] if caption else []
+    notes = list(filter(None, (about_intervals(rows, metric), about_ranks(rows))))
     return Sheet(title, [{c.title: c.cells[index] for c in columns} for index in range(len(rows))], notes=notes)
 
 

@@ -16,12 +16,13 @@ from vlmexp.errors import UserError
 from vlmexp.files import read_jsonl, write_jsonl
 from vlmexp.report import print_paths
 from vlmexp.runs import Run
+from vlmexp.suites import members
 
 
 def prepared_data(config: Config, run: Run) -> Prepared:
     """Prepare the data set of the config and record in run.json what it is."""
     dataset = config.dataset
-    set_limits(Limits(dataset.decode_memory_mib, dataset.decode_timeout_s, dataset.max_file_gib))
+    limit_decoding(config)
     prepared = prepare(
         Path(config.paths.data),
         dataset.name,
@@ -96,6 +97,12 @@ def check_source(config: Config) -> None:
         require_train(available, wanted["train"] is not None)
 
 
+def limit_decoding(config: Config) -> None:
+    """What media may cost from here on: as the data set says that they are of."""
+    dataset = config.dataset
+    set_limits(Limits(dataset.decode_memory_mib, dataset.decode_timeout_s, dataset.max_file_gib))
+
+
 def duplicates_in_words(prepared: Prepared) -> list[str]:
     """A sentence for each two splits of the source that share what they show."""
     return [
@@ -135,10 +142,13 @@ def _video_library(config: Config) -> str:
 
 
 def download(config: Config, run: Run) -> dict[str, Any]:
-    """Store the splits with their images under paths.data; a second call checks and reuses them."""
+    """Store the splits with their images under paths.data, a suite's too; a second call checks and reuses them."""
     with run.stage("download") as result:
         prepared = prepared_data(config, run)
         result["counts"] = prepared.manifest["counts"]
+    for each, part in members(config, run):
+        with part.stage("download") as result, part.about():
+            result["counts"] = prepared_data(each, part).manifest["counts"]
     for sentence in look_alikes_in_words(prepared):
         print(f"  {sentence}")
     print_paths({"prepared data": prepared.folder})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
@@ -31,6 +33,9 @@ from vlmexp.evaluation.lookup import metric_names
 from vlmexp.evaluation.probes import ALONE, BLIND, batch_invariance, evaluate_blind
 from vlmexp.evaluation.row import row_of
 from vlmexp.evaluation.score import summarise
+from vlmexp.evaluation.suite import BASE as BASE
+from vlmexp.evaluation.suite import FINETUNED as FINETUNED
+from vlmexp.evaluation.suite import print_suite, suite_result, take_over
 from vlmexp.evaluation.trained import as_trained, check_data, find_training_run, load_finetuned
 from vlmexp.evaluation.vqa import ANNOTATORS, vqa_accuracy
 from vlmexp.files import read_json, write_json, write_jsonl
@@ -40,58 +45,120 @@ from vlmexp.models.load import check_model, commit, device_name, load_model
 from vlmexp.parts import build_collator, model_source, note_texts, refused_share, set_threads
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
+from vlmexp.suites import evaluated
 from vlmexp.tracking.opening import track_evaluation
 
-BASE, FINETUNED = "base_vlm_model", "finetuned_vlm_model"
 OFFICIAL = "vqa_accuracy_2015"  # stands beside vqa_accuracy where there are several annotators
+Asked = Sequence[tuple[Config, Run]]  # data sets: how each is evaluated, and in which part of the run
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and how each data set is evaluated with it.
+
+    Attributes:
+        weights: fingerprints of the checkpoints that it is made of; needed on rank 0.
+        configs: one for each data set.
+        trained_on: for each, ids of rows that the training on other data is known to have seen.
+        trained_by: the run that trained it.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    weights: list[str]
+    configs: Sequence[Config]
+    trained_on: Sequence[Collection[str]] = field(default_factory=list)
+    trained_by: Path | None = None
 
 
 def eval_base(config: Config, run: Run) -> dict[str, Any]:
     """Score the model as it is, before any fine-tuning."""
     score_base(config, run)
-    return report(run, BASE)
+    return report(config, run, BASE)
 
 
 def eval_finetuned(config: Config, run: Run) -> dict[str, Any]:
     """Score the result of a training run: this run's own, the one named by `run=`, or the newest that fits."""
     score_finetuned(config, run)
-    return report(run, FINETUNED)
+    return report(config, run, FINETUNED)
 
 
 def score_base(config: Config, run: Run) -> None:
-    """Evaluate the base model, unless this run has done so."""
-    if run.stage_result("eval_base") is None:
-        with run.stage("eval_base") as result:
-            metric_names(config.evaluation.metrics or config.dataset.metrics)  # one that fails shows here
-            set_threads(config)
-            source = model_source(config)
-            processor = check_model(source, run.note_fallback)
-            build_collator(config, processor)  # what the chat template does not take shows here
-            check_decoding(config, processor)
-            model = load_model(source, run.note_fallback, config.seed)
-            weights = [fingerprint(source.location, source.revision)] if run.is_main else []
-            result |= evaluate_model(config, run, model, processor, BASE, weights)
-            track_evaluation(config, run, BASE, small_image)
-    forget_answers(run, BASE)
+    """Evaluate the base model on what this run has not evaluated it on."""
+    score(config, run, "eval_base", BASE, load_base)
 
 
 def score_finetuned(config: Config, run: Run) -> None:
-    """Evaluate the fine-tuned model, unless this run has done so."""
-    if run.stage_result("eval_finetuned") is None:
-        with run.stage("eval_finetuned") as result:
-            metric_names(config.evaluation.metrics or config.dataset.metrics)
-            set_threads(config)
-            source_run = run.directory if run.stage_result("train") else find_training_run(config)
-            result["trained_by"] = str(source_run)
-            config = as_trained(config, source_run, run.record["overrides"])
-            trained_on = check_data(config, run, source_run)
-            model, processor = load_finetuned(config, source_run, run)
-            source = model_source(config)
-            places = [(source.location, source.revision), (str(source_run / "model"), None)] if run.is_main else []
-            weights = [fingerprint(*place) for place in places]
-            result |= evaluate_model(config, run, model, processor, FINETUNED, weights, trained_on)
-            track_evaluation(config, run, FINETUNED, small_image, source_run)
-    forget_answers(run, FINETUNED)
+    """Evaluate the fine-tuned model on what this run has not evaluated it on."""
+    score(config, run, "eval_finetuned", FINETUNED, load_trained)
+
+
+def score(config: Config, run: Run, stage: str, name: str, load: Callable[[Config, Run, Asked], Loaded]) -> None:
+    """Evaluate a model on the run's own data set, its suite, or both; its weights are loaded once, and if need be."""
+    every = evaluated(config, run)
+    asked = [(each, part) for each, part in every if part.stage_result(stage) is None]
+    loaded: Loaded | None = None
+    for number, (each, part) in enumerate(asked):
+        with part.stage(stage) as result:
+            done = run.stage_result(stage)
+            if part is not run and done is not None and each.dataset == config.dataset:
+                result |= take_over(done, run, part, name)
+            else:
+                loaded = loaded or load(config, run, asked)
+                known = loaded.trained_on[number] if loaded.trained_on else ()
+                result |= {"trained_by": str(loaded.trained_by)} if loaded.trained_by else {}
+                with part.about():
+                    result |= evaluate_model(
+                        loaded.configs[number], part, loaded.model, loaded.processor, name, loaded.weights, known
+                    )
+            trained_by = Path(result["trained_by"]) if "trained_by" in result else None
+            track_evaluation(config, part, name, small_image, trained_by)
+    for _, part in every:
+        forget_answers(part, name)
+
+
+def load_base(config: Config, run: Run, asked: Asked) -> Loaded:
+    """The model as it is; what is wrong with a data set is said before its weights are read."""
+    set_threads(config)
+    source = model_source(config)
+    processor = check_model(source, run.note_fallback)
+    for each, part in asked:
+        with part.about():
+            check_asked(each, part, processor)
+    model = load_model(source, run.note_fallback, config.seed)
+    weights = [fingerprint(source.location, source.revision)] if run.is_main else []
+    return Loaded(model, processor, weights, [each for each, _ in asked])
+
+
+def load_trained(config: Config, run: Run, asked: Asked) -> Loaded:
+    """What a training run has made of it: this run, the one named by `run=`, or the newest that fits."""
+    set_threads(config)
+    source_run = run.directory if run.stage_result("train") else find_training_run(config)
+    configs, trained_on = [], []
+    for each, part in asked:
+        with part.about():
+            configs.append(as_trained(each, source_run, run.record["overrides"]))
+            metric_names(each.evaluation.metrics or each.dataset.metrics)  # one that fails shows here
+            trained_on.append(check_data(configs[-1], part, source_run))
+            require_split(configs[-1], part)
+    model, processor = load_finetuned(configs[0], source_run, run)
+    source = model_source(configs[0])
+    places = [(source.location, source.revision), (str(source_run / "model"), None)] if run.is_main else []
+    weights = [fingerprint(*place) for place in places]
+    return Loaded(model, processor, weights, configs, trained_on, source_run)
+
+
+def check_asked(config: Config, run: Run, processor: ProcessorMixin) -> None:
+    """Have a data set ready, and refuse what it cannot be asked with."""
+    metric_names(config.evaluation.metrics or config.dataset.metrics)  # one that fails shows here
+    build_collator(config, processor)  # what the chat template does not take shows here
+    check_decoding(config, processor)
+    require_split(config, run)
+
+
+def require_split(config: Config, run: Run) -> None:
+    """Prepare a data set, which has to have the split that is evaluated."""
+    load_split(config, prepared_data(config, run), config.evaluation.split, config.evaluation.max_examples)
 
 
 def evaluate_model(
@@ -136,7 +203,8 @@ def evaluate_model(
     asked, lengths = list(fitted), fitted.lengths.tolist()
     identity = identity_of(config, model, weights, prepared.fingerprint, max_new_tokens)
     asker = Asker(config, run, model, collator, choices, max_new_tokens, name, distributed.gathered(identity)[0])
-    answers = asker.ask(PREDICTIONS, asked, lengths, "evaluate base" if name == BASE else "evaluate fine-tuned")
+    description = f"evaluate {'base' if name == BASE else 'fine-tuned'}{f' on {run.name[:-1]}' if run.name else ''}"
+    answers = asker.ask(PREDICTIONS, asked, lengths, description)
     predictions = [answer["prediction"] for answer in answers]
     if "vqa_accuracy" in metrics and OFFICIAL not in metrics and any(len(row.answers) > 1 for row in rows):
         metrics = [*metrics, OFFICIAL]  # both are published, and they differ
@@ -219,8 +287,11 @@ def forget_answers(run: Run, name: str) -> None:
             forget(run.path("evaluation"), f"{name}_{kind}")
 
 
-def report(run: Run, name: str) -> dict[str, Any]:
-    """Print the scores and where they are; return them with the main metric as `metric`."""
+def report(config: Config, run: Run, name: str) -> dict[str, Any]:
+    """Print the scores and where they are; return them, and of a single data set the main metric as `metric`."""
+    if config.evaluation.suite:
+        print_suite(config, run)
+        return suite_result(config, run, name)
     path = run.path("evaluation", f"{name}_evaluation.json")
     result = read_json(path)
     print_scores({name.partition("_")[0]: result}, title=f"{result['dataset']}, {result['split']} split")

@@ -24,7 +24,7 @@ from vlmexp.command_line import CONTINUING
 from vlmexp.config import Config
 from vlmexp.errors import UserError, shown
 from vlmexp.files import digest
-from vlmexp.main import ASKING_LIBRARIES, READING, check, without_secrets
+from vlmexp.main import ASKING_LIBRARIES, READING, check
 from vlmexp.mistyped import refuse_what_stays
 
 _LAUNCHERS = "hydra_plugins.vlmexp_launcher."
@@ -183,7 +183,7 @@ def check_point(loader: ConfigLoader, config: DictConfig, overrides: Sequence[st
             "has another: start it without -m, or leave out run=."
         )
     try:
-        checked = check(without_secrets(composed))
+        checked = check(composed)
         refuse_what_stays(overrides, dataclasses.asdict(checked))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

@@ -50,6 +50,7 @@ def track_evaluation(
 
     Args:
         picture: reads an image at so many pixels on the longer side; None: it cannot be read.
+        run: or the part of one that is about a data set of its suite, whose name stands before the metrics.
         name: how its files begin: base_vlm_model or finetuned_vlm_model.
         trained_by: as for `tracked`; also the run whose steps count.
     """
@@ -64,8 +65,8 @@ def track_evaluation(
         for row in random.Random(config.seed).sample(rows, count)
     ]
     trained = read_json(trained_by / "run.json")["stages"].get("train", {}) if trained_by else {}
-    with tracked(config, run, trained_by):
-        run.tracker.evaluated(name.partition("_")[0], result, trained.get("steps", 0), sample)
+    with tracked(config, run.whole, trained_by):
+        run.whole.tracker.evaluated(f"{run.name}{name.partition('_')[0]}", result, trained.get("steps", 0), sample)
 
 
 def _opened(config: Config, run: Run, trained_by: Path | None) -> Tracker:

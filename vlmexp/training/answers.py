@@ -33,6 +33,7 @@ class AnswerScores:
         options: further fields of transformers.GenerationConfig.
         share_images: answer all questions about an image together.
         reasoning_tags: names of tags; what stands between them is no part of an answer.
+        prefix: before the names of the values.
 
     Attributes:
         names: of the values, the main one first, without those that answers as short as the accepted ones never have.
@@ -48,12 +49,13 @@ class AnswerScores:
         options: Mapping[str, Any],
         share_images: bool,
         reasoning_tags: Sequence[str] = REASONING_TAGS,
+        prefix: str = "",
     ) -> None:
         self.examples = examples
         accepted = [example.answers for example in examples]
         undefined = without_value(metrics, [" ".join(given) for given in accepted], accepted)
-        self.names = [name for name in metric_names(metrics) if name not in undefined]
-        self._collator, self._metrics, self._options = collator, metrics, options
+        self.names = [f"{prefix}{name}" for name in metric_names(metrics) if name not in undefined]
+        self._collator, self._metrics, self._options, self._prefix = collator, metrics, options, prefix
         self._tags = reasoning_tags
         self._batch_size, self._max_new_tokens, self._share_images = batch_size, max_new_tokens, share_images
 
@@ -71,5 +73,5 @@ class AnswerScores:
         _, summary = summarise(answers, [row_of(example, self._tags) for example in self.examples], self._metrics)
         cut = sum(distributed.gathered(sum(reply.cut for reply in replies.values())))
         # A model that says less than the accepted answers do has no more than 0 of a value that they could have.
-        values = {name: summary["metrics"][name] or 0.0 for name in self.names}
+        values = {name: summary["metrics"][name.removeprefix(self._prefix)] or 0.0 for name in self.names}
         return {"cut": cut, **values, "n": summary["n"]}

@@ -26,7 +26,7 @@ from vlmexp.collator.lengths import KEEPING_ALL, fit
 from vlmexp.collator.media import media_key
 from vlmexp.config import Config, peft_extras, train_extras
 from vlmexp.data.prepare import Prepared
-from vlmexp.data.stage import load_split, prepared_data
+from vlmexp.data.stage import limit_decoding, load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.evaluation.answers import answer_limit, check_decoding
 from vlmexp.export.stage import check_export, export_model, keep_answers, publish
@@ -47,6 +47,7 @@ from vlmexp.parts import (
 )
 from vlmexp.report import print_next, print_paths
 from vlmexp.runs import Run
+from vlmexp.suites import Member, watched, watched_name
 from vlmexp.tracking.opening import tracked
 from vlmexp.training.answers import AnswerScores
 from vlmexp.training.arguments import part_learning_rates, training_arguments
@@ -152,7 +153,8 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     collator = build_collator(config, processor)
     data = training_data(config, run, prepared, collator)
     require_steps(len(data.splits["train"]), arguments)
-    scores = answer_scores(config, run, prepared, collator) if arguments.eval_strategy != "no" else None
+    scores = answer_scores(config, run, processor) if arguments.eval_strategy != "no" else None
+    limit_decoding(config)  # again as the data to train on say
     while True:
         try:
             return _attempt(config, run, source, processor, collator, data, arguments, scores, begun_with, checkpoint)
@@ -321,17 +323,26 @@ def build_trainer(
 
 def questions_to_answer(config: Config) -> int:
     """How many questions each evaluation answers; a UserError if nothing measures `train.metric_for_best_model`."""
-    metrics = config.evaluation.metrics or config.dataset.metrics
-    given = train_extras(config).eval_generation_examples
-    return answered_examples(config.train.get("metric_for_best_model"), metrics, given)
+    answering, wanted = watched(config)
+    metrics = answering.evaluation.metrics or answering.dataset.metrics
+    return answered_examples(wanted, metrics, train_extras(config).eval_generation_examples)
 
 
-def answer_scores(config: Config, run: Run, prepared: Prepared, collator: Collator) -> AnswerScores | None:
-    """What answers a fixed random sample of the validation split at each evaluation, if that is asked for."""
+def answer_scores(config: Config, run: Run, processor: ProcessorMixin) -> AnswerScores | None:
+    """What answers a fixed random sample of the validation split at each evaluation, if that is asked for.
+
+    Of the run's own data set, unless `train.metric_for_best_model` names another.
+    """
     wanted = questions_to_answer(config)
     if not wanted:
         return None
-    examples = load_split(config, prepared, "validation")
+    best, name = config.train.get("metric_for_best_model") or "loss", watched_name(config)
+    part = Member(run, name, config) if name else run
+    config, _ = watched(config)
+    with part.about():
+        prepared, collator = prepared_data(config, part), build_collator(config, processor)
+        split = watched_split(config, part, prepared)
+        examples = load_split(config, prepared, split)
     count = min(wanted, len(examples))
     chosen = sorted(random.Random(config.dataset.split_seed).sample(range(len(examples)), count))
     # As in the evaluation stages: one that is left out would flatter the score.
@@ -345,18 +356,31 @@ def answer_scores(config: Config, run: Run, prepared: Prepared, collator: Collat
         fitted,
         config.evaluation.metrics or config.dataset.metrics,
         config.evaluation.batch_size,
-        answer_limit(config, run, prepared, collator, "validation").tokens,
+        answer_limit(config, part, prepared, collator, split).tokens,
         config.evaluation.generation,
         shares_images(config, collator, keys, with_loss=False),
         config.evaluation.reasoning_tags,
+        part.name,
     )
-    best = (config.train.get("metric_for_best_model") or "loss").removeprefix("eval_")
-    if best not in ("loss", *scores.names):
+    if (best := best.removeprefix("eval_")) not in ("loss", *scores.names):
         raise UserError(
-            f"train.metric_for_best_model={best} has no value here: the accepted answers of the validation split have "
+            f"train.metric_for_best_model={best} has no value here: the accepted answers of the {split} split have "
             "too few words for it. Choose another metric."
         )
     return scores
+
+
+def watched_split(config: Config, part: Run, prepared: Prepared) -> str:
+    """Which split is answered during training: that for validation, or of another data set that has none, the one that
+    is evaluated."""
+    if not part.name or prepared.manifest["counts"]["validation"]:
+        return "validation"
+    split = config.evaluation.split
+    part.note_fallback(
+        f"there is no validation split, so questions of its {split} split choose the best checkpoint: its score there "
+        "is no longer that of new questions."
+    )
+    return split
 
 
 def last_answers(state: TrainerState, scores: AnswerScores) -> dict[str, Any]:
