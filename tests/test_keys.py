@@ -39,7 +39,7 @@ seed image video question
 dataset.name dataset.version dataset.source dataset.options dataset.splits dataset.validation_fraction
 dataset.test_fraction dataset.split_seed dataset.max_examples dataset.columns dataset.required dataset.train_answer
 dataset.metadata dataset.metrics dataset.max_new_tokens dataset.prompt dataset.instruction
-dataset.open_instruction dataset.kept dataset.on_duplicates dataset.convert
+dataset.open_instruction dataset.kept dataset.on_duplicates dataset.convert dataset.box_form
 evaluation.split evaluation.max_examples evaluation.metrics evaluation.max_new_tokens evaluation.blind
 evaluation.blind_examples evaluation.generation evaluation.answers evaluation.choices evaluation.max_choices
 evaluation.rank_per_token evaluation.reasoning_tags

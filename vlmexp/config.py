@@ -42,6 +42,17 @@ class Modules:
 
 
 @dataclass
+class Boxes:
+    """How the model writes where something is in a picture; see vlmexp.collator.boxes."""
+
+    unit: str = "shares"  # of width and height | thousandths | loc: 0 to 1023 | pixels: after the processor's resizing
+    box: str = "[{left}, {top}, {right}, {bottom}]"  # one box
+    around: str = "{boxes}"  # what stands around it
+    several: str | None = None  # the same for two or more; null: as around
+    between: str = text(", ")  # two boxes
+
+
+@dataclass
 class Model:
     """Which model, and how it is loaded."""
 
@@ -61,6 +72,7 @@ class Model:
     )
     media: list[str] = field(default_factory=lambda: ["image"], metadata=bounds(distinct=True))  # image, video
     modules: Modules = field(default_factory=Modules)
+    boxes: Boxes = field(default_factory=Boxes)
     export_writer: str | None = None  # function that writes deployment_model, by dotted path; null: save_pretrained
     shared_image_prefix: bool = False  # whether masks and positions allow several questions behind one image
     model_kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of from_pretrained
@@ -82,7 +94,8 @@ class Dataset:
     max_examples: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(SPLITS), metadata=bounds(least=1))
     columns: dict[str, str | None] = field(
         default_factory=lambda: {"image": "image", "question": "question", "answer": "answer"}
-    )  # role: column; `messages`: whole conversations, in place of question and answer
+    )  # role: column; `messages`: whole conversations, in place of question and answer; `box`: boxes as the answer
+    box_form: str = "xywh"  # xywh: left, top, width, height | xyxy: left, top, right, bottom; in pixels of the image
     prompt: list[str] = field(
         default_factory=lambda: ["{question}", "\n{system_prompt}"], metadata=bounds(fewest=1)
     )  # what {prompt} in collator.messages shows; a piece that names a role without a text is left out
@@ -388,10 +401,13 @@ def schema_node() -> DictConfig:
 def used_columns(config: Config) -> dict[str, str]:
     """Role -> column of the roles that have one, without media that are switched off.
 
-    A conversation holds its questions and answers itself, so there these two have no column of their own.
+    A conversation holds its questions and answers itself, so there these two have no column of their own. Boxes are the
+    answer.
     """
     shown = dataclasses.asdict(config.collator.data_processing)
-    unused = IN_CONVERSATION if config.dataset.columns.get("messages") else ()
+    unused: tuple[str, ...] = IN_CONVERSATION if config.dataset.columns.get("messages") else ()
+    if config.dataset.columns.get("box"):
+        unused = ("answer",)
     return {
         role: column
         for role, column in config.dataset.columns.items()
@@ -401,6 +417,8 @@ def used_columns(config: Config) -> dict[str, str]:
 
 def required_roles(config: Config) -> list[str]:
     """The roles that no row may leave empty."""
+    if config.dataset.columns.get("box"):
+        return list(dict.fromkeys("box" if role == "answer" else role for role in config.dataset.required))
     if not config.dataset.columns.get("messages"):
         return config.dataset.required
     answered = [] if config.stage == "predict" else ["messages"]  # by the last turn

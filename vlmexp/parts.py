@@ -12,6 +12,7 @@ import torch
 from transformers import ProcessorMixin
 
 from vlmexp.collator.batch import Collator, Masking
+from vlmexp.collator.boxes import Notation, check_notation
 from vlmexp.collator.media import MediaOptions
 from vlmexp.collator.messages import ChatMessage, message_part
 from vlmexp.collator.prompt import PromptTemplate
@@ -75,9 +76,10 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
     ]
     # Where the user has not said what to say, rows without choices have an instruction of their own.
     is_own = config.collator.system_prompt != config.dataset.instruction
-    roles = prompt_fields(used_columns(config))
+    columns = used_columns(config)
+    roles = prompt_fields(columns)
     masking = config.collator.label_masking
-    return Collator(
+    collator = Collator(
         processor=processor,
         template=PromptTemplate(
             processor,
@@ -99,7 +101,11 @@ def build_collator(config: Config, processor: ProcessorMixin, share_images: bool
         media=media_options(config),
         share_images=share_images,
         end_of_turn=config.model.end_of_turn,
+        boxes=Notation(**dataclasses.asdict(config.model.boxes)),
     )
+    if "box" in columns:
+        check_notation(collator.views, collator.template.plain)
+    return collator
 
 
 def note_texts(collator: Collator, found: np.ndarray, split: str, note: Callable[[str], None]) -> None:

@@ -71,7 +71,7 @@ _RULES: dict[str, Rule] = {
     **{f"paths.{name}": _is_data for name in ("data", "outputs", "multirun")},
     **{f"model.{name}": _is_data for name in (
         "id", "revision", "dtype", "device_map", "random_init", "end_of_turn", "prompt_style", "media", "modules",
-        "shared_image_prefix",
+        "shared_image_prefix", "boxes",
     )},
     "model.model_class": _is_name, "model.processor_class": _is_name,
     "model.import_path": lambda value: value == "transformers",
@@ -88,7 +88,7 @@ _RULES: dict[str, Rule] = {
         "version", "options", "splits", "validation_fraction", "test_fraction", "split_seed", "max_examples", "columns",
         "required", "on_bad_sample", "max_bad_share", "on_duplicates", "convert", "train_answer", "metadata",
         "max_new_tokens", "decode_memory_mib", "decode_timeout_s", "max_file_gib", "prompt", "instruction",
-        "open_instruction", "kept", "submission", "submission_id",
+        "open_instruction", "kept", "submission", "submission_id", "box_form",
     )},
     **{f"collator.{name}": _is_data for name in (
         "system_prompt", "messages", "max_length", "overlong", "template_options", "answer_follows", "data_processing",

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.conftest import example
 from tests.data.clips import clip
 from tests.golden.__main__ import BENCHMARKS
+from tests.models.families import FAMILIES
 from vlmexp.config import used_columns
 from vlmexp.data.prepare import Prepared, prepare
 from vlmexp.data.refcoco import refcoco_rows
@@ -23,6 +24,7 @@ from vlmexp.data.stage import load_split
 from vlmexp.errors import UserError
 from vlmexp.evaluation.row import row_of
 from vlmexp.evaluation.score import summarise
+from vlmexp.parts import build_collator
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "benchmarks"
 ROWS = 12
@@ -170,6 +172,43 @@ def test_both_kinds_of_questions_that_need_knowledge(tmp_path, compose):
     assert scored("aokvqa_direct", "Kite ")["aokvqa_direct_accuracy"] == 1.0
     assert scored("aokvqa_direct", "bird")["aokvqa_direct_accuracy"] == pytest.approx(1 / 3)
     assert scored("aokvqa_direct", "a kite")["aokvqa_direct_accuracy"] == 0.0
+
+
+def test_regions_to_be_trained_on_and_said_in_a_model_s_own_notation(tmp_path, compose):
+    """A row for each text of a region; a perfect answer of a family is right in pixels of the picture."""
+    (tmp_path / "replica").mkdir()
+    for split, boxes in (("val", [[10.5, 20.0, 40.0, 60.0]] * 3), ("testA", [[0.0, 30.0, 64.0, 50.0]])):
+        rows = [
+            {"question_id": f"{split}-{number}", "image": picture(number, (120, 90)), "question": "published",
+             "answer": ["left man", "man in red"], "bbox": box, "iscrowd": 0, "file_name": "x.jpg"}
+            for number, box in enumerate(boxes)
+        ]  # fmt: skip
+        table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+        table.cast_column("bbox", datasets.List(datasets.Value("float32"))).to_parquet(
+            tmp_path / "replica" / f"{split}.parquet"
+        )
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    lines += [f"  - split: {split}\n    path: {split}.parquet" for split in ("val", "testA")]
+    (tmp_path / "replica" / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
+    said = ["model=internvl3", "dataset=refcoco_boxes", f"dataset.options.path={tmp_path / 'replica'}"]
+    crop = ["collator.image_processing.resize_mode=crop", "collator.image_processing.max_size=90"]
+    config = compose(*said, *crop)
+    prepared = prepared_from(config, tmp_path / "data")
+    train, test = (load_split(config, prepared, split) for split in ("train", "test"))
+    assert [len(train), len(test)] == [6, 2]
+    collator = build_collator(config, FAMILIES["internvl3"]()[1])
+    assert {collator.answer_text(one) for one in train} == {
+        "<box>[[0, 222, 394, 889]]</box>"
+    }  # of 90 pixels from 15 on
+    assert [one.fields["question"] for one in test] == ["left man", "man in red"]
+    known = [row_of(one, view=collator.view(one)) for one in test]
+    _, summary = summarise(["<box>[[0, 333, 544, 667]]</box>", "no idea"], known, config.dataset.metrics)
+    assert summary["main_metric"] == "box_IoU"
+    found = {name: summary["metrics"][name] for name in ("box_IoU", "box_ACC@0.5", "box_ACC@0.7", "box_unread")}
+    # Columns 15 to 63.96 and rows 29.97 to 60.03 of columns 0 to 64 and rows 30 to 80.
+    assert found == {"box_IoU": pytest.approx(0.229, abs=1e-3), "box_ACC@0.5": 0, "box_ACC@0.7": 0, "box_unread": 0.5}
+    with pytest.raises(UserError, match=r"The metric box_iou is for data whose answers are boxes"):
+        summarise(["[0, 0, 1, 1]"], [row_of(test[0])], ["box_iou"])
 
 
 def test_questions_about_videos_with_choices(tmp_path, compose):

@@ -8,6 +8,7 @@ import pytest
 
 from tests.golden.__main__ import PURPOSES, run
 from tests.golden.conventions import DIFFERS, OF, page
+from vlmexp.collator.boxes import Notation, View
 from vlmexp.errors import UserError
 from vlmexp.evaluation.metrics import METRICS, VALUES, vqa_accuracy
 from vlmexp.evaluation.row import Row
@@ -134,6 +135,7 @@ def test_the_names_of_values_are_those_that_are_given():
     row = Row(
         ("[0, 0, 1, 1]",), choices=("a", "b"),
         metadata={"image_width": 5, "image_height": 5, "category": "c", "question_id": 1, "index": 1, "l2_category": 1},
+        boxes=((0.0, 0.0, 1.0, 1.0),), view=View(Notation(), (0.0, 0.0, 5.0, 5.0), (5, 5)),
     )  # fmt: skip
     for metric, names in VALUES.items():
         _, summary = summarise(["yes"], [row], [metric])
@@ -169,3 +171,21 @@ def test_ones_own_metrics_see_the_row():
     scores, summary = summarise(["a", "a"], rows, [f"{own}.seen", f"{own}.share"])
     assert [found["seen"] for found in scores] == [1.0, 0.0]
     assert summary["metrics"] == {"seen": 0.5, "share": 0.5, "none": None}
+
+
+def test_several_boxes_are_paired_and_too_many_cost():
+    """Halves of a box of 10 x 10 overlap with it to 0.5."""
+    view = View(Notation(unit="thousandths"), (0.0, 0.0, 100.0, 100.0), (0, 0))
+    row = Row(answers=("",), boxes=((0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0)), view=view)
+
+    def scored(prediction: str) -> tuple[float, float, float]:
+        values = METRICS["box_iou"](prediction, row.answers, row)
+        assert list(values) == VALUES["box_iou"]
+        return values["box_IoU"], values["box_ACC@0.7"], values["box_unread"]
+
+    assert scored("[500, 500, 600, 600], [0, 0, 100, 100]") == (1, 1, 0)
+    assert scored("[0, 0, 100, 100]") == (0.5, 0.5, 0)
+    assert scored("[0, 0, 50, 100], [0, 0, 100, 100]") == (0.5, 0.5, 0)  # one box is the partner of one
+    assert scored("[0, 0, 50, 100], [500, 500, 600, 600]") == (0.75, 0.5, 0)
+    assert scored("[0, 0, 100, 100], [500, 500, 600, 600], [1, 1, 2, 2], [3, 3, 4, 4]") == (0.5, 0.5, 0)
+    assert scored("nowhere") == (0, 0, 1)

@@ -24,9 +24,12 @@ from vlmexp.errors import UserError, shown
 
 EVALUATIONS = ("finetuned", "base")
 FORMATS = ("table", "md", "csv", "json")
-_KINDS = {"image": "image", "video": "video", "answer": "answers", "choices": "answers", "messages": "turns"}
+_KINDS = {
+    "image": "image", "video": "video", "answer": "answers", "choices": "answers", "messages": "turns", "box": "boxes",
+}  # fmt: skip
 # What a line of *_predictions.jsonl has of its own, beside the roles of the question.
 PREDICTION = ("id", "images", "videos", "question", "answers", "prediction", "cut", "ranking", "scores")
+BOX_METRIC = "box_iou"
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)
 
@@ -60,12 +63,13 @@ def check_together(config: Config) -> None:
             where = " (VLMEXP_DATA, which gives it, is empty)" if name == "data" and "VLMEXP_DATA" in os.environ else ""
             raise UserError(f"paths.{name} is empty{where}: name a folder, or leave it out.")
     _check_files(config)
-    has_conversations = bool(config.dataset.columns.get("messages"))
-    for role in dict.fromkeys([*([] if has_conversations else ["answer"]), *required_roles(config)]):
+    _check_boxes(config)
+    has_conversations, has_boxes = (bool(config.dataset.columns.get(role)) for role in ("messages", "box"))
+    for role in dict.fromkeys([*([] if has_conversations or has_boxes else ["answer"]), *required_roles(config)]):
         if not config.dataset.columns.get(role):
             raise UserError(f"dataset.columns.{role} is not set: name the column that holds each example's {role}.")
     _check_columns(config)
-    asked = used_columns(config).keys() - {"answer", "choices", "messages", *MEDIA}
+    asked = used_columns(config).keys() - {"answer", "choices", "messages", "box", *MEDIA}
     for option, column in [
         *(("metadata", column) for column in config.dataset.metadata),
         *(("kept", column) for column in config.dataset.kept),
@@ -80,6 +84,45 @@ def check_together(config: Config) -> None:
         raise UserError(
             "collator.share_images=always needs collator.label_masking.mask_input_tokens=true: "
             "a prompt that several questions share cannot carry a loss for each of them."
+        )
+
+
+def _check_boxes(config: Config) -> None:
+    """A notation of boxes can be written and read back, and a box is all of an answer."""
+    notation = config.model.boxes
+    for option, text, places in (
+        ("box", notation.box, ("{left}", "{top}", "{right}", "{bottom}")),
+        ("around", notation.around, ("{boxes}",)),
+        ("several", notation.several or "{boxes}", ("{boxes}",)),
+    ):
+        if any(text.count(place) != 1 for place in places):
+            raise UserError(f"model.boxes.{option}={text!r} must have each of {', '.join(places)} once.")
+    if "}{" in notation.box:
+        raise UserError(f"model.boxes.box={notation.box!r} must have something between two numbers.")
+    columns, metrics = config.dataset.columns, config.evaluation.metrics or config.dataset.metrics
+    if not columns.get("box"):
+        if BOX_METRIC in metrics:
+            raise UserError(
+                f"The metric {BOX_METRIC} is for data whose answers are boxes: name their column in "
+                "dataset.columns.box, or leave the metric out."
+            )
+        return
+    if texts := [name for name in metrics if name != BOX_METRIC and "." not in name]:
+        raise UserError(
+            f"dataset.columns.box={columns['box']}: the answers are boxes, and {', '.join(texts)} compare other "
+            f"things. Set dataset.metrics=[{BOX_METRIC}], or name functions of your own by their dotted paths."
+        )
+    if columns.get("messages"):
+        raise UserError(
+            f"dataset.columns.box={columns['box']} and dataset.columns.messages={columns['messages']}: a conversation "
+            "holds its answers itself, so leave one of the two out."
+        )
+    if not columns.get("image"):
+        raise UserError(f"dataset.columns.box={columns['box']} needs dataset.columns.image: a box is in an image.")
+    if config.evaluation.answers == "rank":
+        raise UserError(
+            f"evaluation.answers=rank: the answers are boxes (dataset.columns.box={columns['box']}), which are said "
+            "and not chosen: leave it out."
         )
 
 

@@ -32,6 +32,8 @@ TRACKERS = ("none", "tensorboard", "wandb")
 PUSHED = ("merged", "adapter")
 WEIGHTS = ("adapter", "merged", "base")
 SUBMISSIONS = ("evalai", "rrc", "vizwiz")
+BOX_FORMS = ("xywh", "xyxy")
+BOX_UNITS = ("shares", "thousandths", "loc", "pixels")
 
 
 def check_choices(config: Config) -> None:
@@ -43,6 +45,7 @@ def check_choices(config: Config) -> None:
     for option, value, choices in (
         ("model.dtype", config.model.dtype, DTYPES),
         ("model.prompt_style", config.model.prompt_style, PROMPT_STYLES),
+        ("model.boxes.unit", config.model.boxes.unit, BOX_UNITS),
         *(("model.media", medium, MEDIA) for medium in config.model.media),
         ("collator.overlong", config.collator.overlong, OVERLONG),
         ("collator.answer_follows", config.collator.answer_follows, ANSWER_FOLLOWS),
@@ -58,6 +61,7 @@ def check_choices(config: Config) -> None:
         ("dataset.on_bad_sample", config.dataset.on_bad_sample, ON_BAD_SAMPLE),
         ("dataset.on_duplicates", config.dataset.on_duplicates, ON_DUPLICATES),
         ("dataset.convert", config.dataset.convert, CONVERT),
+        ("dataset.box_form", config.dataset.box_form, BOX_FORMS),
         ("dataset.train_answer", config.dataset.train_answer, TRAIN_ANSWERS),
         ("evaluation.split", config.evaluation.split, SPLITS),
         ("preview.split", config.preview.split, SPLITS),

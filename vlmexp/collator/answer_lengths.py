@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlmexp.collator.batch import Collator
+from vlmexp.collator.boxes import UnusableBox
 from vlmexp.collator.identity import collator_identity
 from vlmexp.collator.lengths import WORTH_STORING
 from vlmexp.data.example import Example
@@ -34,11 +35,15 @@ def _counted(collator: Collator, examples: Sequence[Example]) -> np.ndarray:
     known: dict[str, int] = {}
 
     def tokens(example: Example, answer: str) -> int:
-        text = collator.template.answer(example.fields, answer)
+        example = dataclasses.replace(example, target=answer)
+        try:
+            text = collator.answer_text(example)
+        except UnusableBox:  # nothing of it is seen
+            return 0
         if text not in known:
             if len(known) >= _KNOWN:
                 known.clear()
-            known[text] = len(collator.answer_ids(dataclasses.replace(example, target=answer)))
+            known[text] = len(collator.answer_ids(example))
         return known[text]
 
     lengths = [

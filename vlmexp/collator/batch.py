@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import ProcessorMixin
 
+from vlmexp.collator.boxes import Notation, UnusableBox, View, Views
 from vlmexp.collator.encode import Row, append_answer, encode_prompts, sharing_key
-from vlmexp.collator.media import MediaOptions
+from vlmexp.collator.media import MediaOptions, limited
 from vlmexp.collator.prompt import PromptTemplate
 from vlmexp.collator.sharing import BRANCHES, PADDING, pack
 from vlmexp.data.example import Example
@@ -50,6 +51,7 @@ class Collator:
         media: how images and videos are decoded.
         end_of_turn: the token that ends an answer; None: that of the chat template, or else the tokenizer's EOS.
         share_images: put all questions of a batch about the same media behind one prefix.
+        boxes: how the model writes boxes.
     """
 
     processor: ProcessorMixin
@@ -58,6 +60,7 @@ class Collator:
     media: MediaOptions = field(default_factory=MediaOptions)
     share_images: bool = False
     end_of_turn: str | None = None
+    boxes: Notation = field(default_factory=Notation)
 
     def __post_init__(self) -> None:
         tokenizer = self.processor.tokenizer
@@ -68,6 +71,7 @@ class Collator:
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         self.media_ids = media_token_ids(self.processor)
         self.media = dataclasses.replace(self.media, by_marks=self.template.places_marks)
+        self.views = Views(self.boxes, self.processor)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         prompts, media = self._encoded(examples, self.share_images)
@@ -103,11 +107,36 @@ class Collator:
         return sharing_key(self.template, example, self.template.prompt(example).text, self.media)
 
     def answer_ids(self, example: Example) -> list[int]:
-        """The answer's tokens and the end of the turn."""
-        text = self.template.answer(example.fields, example.answer)
-        ids = self.template.answer_form.token_ids(self.processor.tokenizer, text)
+        """The answer's tokens and the end of the turn.
+
+        Raises:
+            UnusableBox: as `answer_text`.
+        """
+        ids = self.template.answer_form.token_ids(self.processor.tokenizer, self.answer_text(example))
         assert self.end_id is not None
         return [*ids, self.end_id]
+
+    def answer_text(self, example: Example) -> str:
+        """What the model should say; boxes in its own notation, of the picture as it sees it.
+
+        Raises:
+            UnusableBox: a box is not in its picture, or nothing of the boxes is seen.
+        """
+        answer, view = example.answer, self.view(example)
+        if view is not None and not (answer := view.text(example.boxes)):
+            raise UnusableBox(
+                f"{example.place('box')}: collator.image_processing.resize_mode={self.media.image.resize_mode} leaves "
+                f"nothing of the box {example.answer}: choose keep_aspect or stretch."
+            )
+        return self.template.answer(example.fields, answer)
+
+    def view(self, example: Example) -> View | None:
+        """How the model sees the picture that an example's boxes are in; None without boxes.
+
+        Raises:
+            UnusableBox: a box is not in the picture.
+        """
+        return self.views(example, limited(self.media, example.media_limit).image) if example.boxes else None
 
     def labels(self, row: Row) -> list[int]:
         """The row's token ids, with `ignore_index` where there is no loss.

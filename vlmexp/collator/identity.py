@@ -17,7 +17,7 @@ from vlmexp.files import digest, file_digest
 _LIBRARIES = ("transformers", "tokenizers", "pillow", "av")
 _ROOMS = ("collator", "data", "models")  # of this package: the code that makes tokens
 # Attributes that change no count, that other attributes decide, or that are described on their own.
-_ASIDE = {"processor", "template", "masking", "share_images", "media_ids", "_special", "_rendered"}
+_ASIDE = {"processor", "template", "masking", "share_images", "media_ids", "_special", "_rendered", "views"}
 
 
 def collator_identity(collator: Collator) -> str:

@@ -16,6 +16,7 @@ import regex
 from tqdm import tqdm
 
 from vlmexp.collator.batch import Collator
+from vlmexp.collator.boxes import UnusableBox
 from vlmexp.collator.encode import tokenize
 from vlmexp.collator.identity import collator_identity
 from vlmexp.collator.media import Shape, is_scaled_down, media_key, media_shape
@@ -97,7 +98,8 @@ def token_lengths(collator: Collator, examples: Sequence[Example], with_answer: 
         UserError: the processor refuses media of an example.
     """
     lengths: list[int] = token_counts(collator, examples, with_answer)[0].tolist()
-    _refusals(collator, examples, [index for index, length in enumerate(lengths) if length == REFUSED], share=0.0)
+    refused = [index for index, length in enumerate(lengths) if length == REFUSED]
+    _refusals(collator, examples, refused, 0.0, with_answer)
     return lengths
 
 
@@ -122,8 +124,7 @@ def _counted(collator: Collator, examples: Sequence[Example], with_answer: bool)
     for start in tqdm(chunks, "count tokens", unit=f" x {_CHUNK:,}", leave=False, disable=len(chunks) < 3):
         chunk = examples[start : start + _CHUNK]
         raw = tokenize(collator.processor, [collator.template.prompt(example).text for example in chunk])
-        answers = [len(collator.answer_ids(example)) if with_answer else 0 for example in chunk]
-        for index, (example, ids, answer) in enumerate(zip(chunk, raw, answers, strict=True), start):
+        for index, (example, ids) in enumerate(zip(chunk, raw, strict=True), start):
             key = media_key(example, collator.media)
             if key not in shapes:
                 if len(shapes) == _KNOWN_SHAPES:
@@ -134,11 +135,20 @@ def _counted(collator: Collator, examples: Sequence[Example], with_answer: bool)
             head = zlib.crc32(repr(collator.sharing_key(example)).encode()) >> 1 if found & PLACED else 0
             try:
                 media = media_tokens(example, shapes[key])
-            except RefusedMedia:
+                answer = _answer_tokens(collator, example, with_answer)
+            except (RefusedMedia, UnusableBox):
                 counts[:, index] = REFUSED, REFUSED, found, head
             else:
                 counts[:, index] = len(ids) + media + answer, media, found, head
     return counts
+
+
+def _answer_tokens(collator: Collator, example: Example, with_answer: bool) -> int:
+    """How many tokens the answer has, if it counts; raises UnusableBox for a box that is not in its picture."""
+    if with_answer:
+        return len(collator.answer_ids(example))
+    collator.view(example)
+    return 0
 
 
 def fit(
@@ -164,7 +174,7 @@ def fit(
     """
     lengths, media_lengths, found, heads = token_counts(collator, examples, with_answer)
     kept: range | np.ndarray = range(len(examples))
-    refused = _refusals(collator, examples, np.flatnonzero(lengths == REFUSED).tolist(), refused_share)
+    refused = _refusals(collator, examples, np.flatnonzero(lengths == REFUSED).tolist(), refused_share, with_answer)
     too_long = np.flatnonzero(lengths > max_length).tolist()
     if too_long and overlong == "error":
         worst = max(too_long, key=lengths.__getitem__)
@@ -204,18 +214,22 @@ def fit(
     return result
 
 
-def _refusals(collator: Collator, examples: Sequence[Example], indices: list[int], share: float) -> dict[str, str]:
-    """Id -> what the processor has against the media, of these examples."""
+def _refusals(
+    collator: Collator, examples: Sequence[Example], indices: list[int], share: float, with_answer: bool
+) -> dict[str, str]:
+    """Id -> what the processor has against the media, or what is wrong with the box, of these examples."""
     media_tokens, found = MediaTokens(collator), dict[str, str]()
     too_many = len(indices) > share * len(examples)
     for index in indices[:1] if too_many else indices:
         example = examples[index]
         try:
             media_tokens(example, media_shape(example, collator.media))
-        except RefusedMedia as error:
+            _answer_tokens(collator, example, with_answer)
+        except (RefusedMedia, UnusableBox) as error:
             found[example.id] = str(error)
     if too_many:
-        stretch = ", or set collator.image_processing.resize_mode=stretch and max_size" * (not example.videos)
+        of_shape = not (example.videos or example.boxes)
+        stretch = ", or set collator.image_processing.resize_mode=stretch and max_size" * of_shape
         limit = f", more than dataset.max_bad_share={share}" if share else ""
         instead = "Raise that" if share else "Leave such rows out with dataset.on_bad_sample=skip"
         raise UserError(

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vlmexp.collator.boxes import cuts_off
 from vlmexp.collator.prompt import PromptTemplate
 from vlmexp.data.example import Example
 from vlmexp.data.marks import MARK, Parts
 
 # Bits of a number that tells what is found in an example.
-PLACED, LEFT, REPEATED, SPACED, SCALED = 1, 2, 4, 8, 16
+PLACED, LEFT, REPEATED, SPACED, SCALED, BOXED = 1, 2, 4, 8, 16, 32
 
 
 def found_in(template: PromptTemplate, example: Example) -> int:
@@ -23,7 +24,8 @@ def found_in(template: PromptTemplate, example: Example) -> int:
     marks = {match[1] for text in texts for match in MARK.finditer(text)}
     pattern = template.control.pattern
     is_spaced = pattern is not None and any(map(pattern.search, [*texts, example.answer]))
-    return PLACED * bool(placed) | LEFT * bool(marks - placed) | REPEATED * bool(marks & placed) | SPACED * is_spaced
+    of_texts = LEFT * bool(marks - placed) | REPEATED * bool(marks & placed) | SPACED * is_spaced
+    return PLACED * bool(placed) | of_texts | BOXED * bool(example.boxes)
 
 
 def remarks(found: np.ndarray, template: PromptTemplate) -> Iterator[str]:
@@ -46,6 +48,13 @@ def remarks(found: np.ndarray, template: PromptTemplate) -> Iterator[str]:
         yield (
             f"In {share(SCALED)} an image has more pixels than collator.image_processing.max_pixels and is scaled down "
             "to so many."
+        )
+    if (found & BOXED).any() and cuts_off(template.processor.image_processor):
+        name = type(template.processor.image_processor).__name__
+        yield (
+            f"In {share(BOXED)} the answer is a box, and {name} cuts the middle out of pictures that "
+            "are no squares: boxes may lie in what is not seen. Set collator.image_processing.resize_mode=stretch and "
+            "max_size to the model's own size."
         )
     if (found & REPEATED).any():
         yield (

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmexp.data.example import ANSWER_ROLES, MEDIA_ROLES
+from vlmexp.data.example import ANSWER_ROLES, BOX, MEDIA_ROLES
 from vlmexp.data.row_chunks import RowChunks
 from vlmexp.data.verify import Verified
 
@@ -117,7 +117,7 @@ def described(
 ) -> Iterator[tuple[str, list[Any], dict[int, str | None]]]:
     """Of each row its id, its question and other texts, and key -> path of what it shows (see `Shown`)."""
     media = [column for role in MEDIA_ROLES if (column := columns.get(role))]
-    texts = [column for role, column in columns.items() if column and role not in (*MEDIA_ROLES, *ANSWER_ROLES)]
+    texts = [column for role, column in columns.items() if column and role not in (*MEDIA_ROLES, *ANSWER_ROLES, BOX)]
     answer = [column] if (column := columns.get("answer")) else []
     for table in rows.tables("id", *media, *texts, *answer):
         names = table.column_names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import random
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vlmexp.data.boxes import Box
 from vlmexp.data.letters import lettered
 from vlmexp.data.marks import Parts, split_at_marks
 from vlmexp.data.nested import ABSENT, value_at
@@ -21,6 +23,7 @@ from vlmexp.errors import UserError, closest
 
 MEDIA_ROLES = ("image", "video")
 ANSWER_ROLES = ("answer", "choices")  # lists of texts, and no part of the prompt
+BOX = "box"  # the role of a column of boxes, which are the answer
 CONVERSATION = "messages"  # the role of a column that holds whole conversations
 
 
@@ -41,6 +44,8 @@ class Example:
         choices: the answers to choose from, of which the accepted ones are some.
         turns: the conversation up to where the answer begins, the user's last turn (its question) included; empty where
             the message template makes the conversation.
+        boxes: the answer where it is boxes in the one image, in pixels of it as it is shown; `answers` is then their
+            text in these pixels, and a model says them in its own notation (see vlmexp.collator.boxes).
         media_limit: longest side in pixels to which images and frames are shrunk, so that the example fits; None: as
             they are.
     """
@@ -56,6 +61,7 @@ class Example:
     target: str | None = None
     choices: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
+    boxes: tuple[Box, ...] = ()
     media_limit: int | None = None
 
     @property
@@ -132,6 +138,9 @@ def to_example(
     if CONVERSATION in given:
         *turns, last = loaded_turns(given[CONVERSATION])
         fields["question"], answers = turns[-1].text, (last.text,)
+    boxes = tuple((left, top, right, bottom) for left, top, right, bottom in given.get(BOX) or ())
+    if boxes:
+        answers = (json.dumps(boxes),)
     said = [answer for answer in answers if answer.strip()]
     drawn = random.Random(f"{answer_seed}:{row['id']}").choice(said) if said and answer_seed is not None else None
     return Example(
@@ -146,6 +155,7 @@ def to_example(
         target=drawn,
         choices=choices,
         turns=tuple(turns),
+        boxes=boxes,
     )
 
 
@@ -156,7 +166,7 @@ def prompt_fields(columns: Mapping[str, str | None]) -> list[str]:
 
 def text_roles(columns: Iterable[str]) -> list[str]:
     """The roles whose columns hold a text for the message template."""
-    return [role for role in columns if role not in (*ANSWER_ROLES, CONVERSATION, *MEDIA_ROLES)]
+    return [role for role in columns if role not in (*ANSWER_ROLES, BOX, CONVERSATION, *MEDIA_ROLES)]
 
 
 def answer_texts(value: Any, keep_empty: bool = False) -> list[str]:

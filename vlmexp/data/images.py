@@ -197,6 +197,16 @@ def final_size(size: tuple[int, int], options: ImageOptions) -> tuple[int, int]:
     return within(size, options.max_pixels)
 
 
+def shown_part(size: tuple[int, int], options: ImageOptions) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what is left of an image of this width and height, in its pixels."""
+    width, height = size
+    if options.resize_mode != "crop" or options.max_size is None:
+        return 0.0, 0.0, float(width), float(height)
+    side = min(size)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
 def within(size: tuple[int, int], most: int) -> tuple[int, int]:
     """A size of the same shape with at most so many pixels.
 
@@ -220,15 +230,10 @@ def resized(image: Image.Image, options: ImageOptions) -> Image.Image:
 def _at_size(image: Image.Image, size: tuple[int, int], options: ImageOptions) -> Image.Image:
     if size == image.size:
         return image
-    box = (0.0, 0.0, float(image.width), float(image.height))
-    if options.resize_mode == "crop" and options.max_size is not None:
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
     # Pillow scales palettes and black-and-white by the nearest pixel and everything else with antialiasing.
     # It keeps 32 bytes of weights for each pixel of a side, so that a long one is first made shorter by whole numbers.
     gap = 3.0 if max(image.size) > _PIECE else None
-    return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=gap)
+    return image.resize(size, Image.Resampling.BICUBIC, box=shown_part(image.size, options), reducing_gap=gap)
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ def prepare(
     on_duplicates: str = "report",
     convert: str = "auto",
     needs_train: bool = True,
+    box_form: str = "xywh",
 ) -> Prepared:
     """Return the prepared data set, making it first if it is not there or no longer what it was.
 
@@ -112,7 +113,8 @@ def prepare(
     splits of the source's own, rows that show the same are listed in duplicates.jsonl.
 
     Args:
-        columns: role -> column; image and video are media, answer and choices lists of texts, every other role a text.
+        columns: role -> column; image and video are media, answer and choices lists of texts, box one or several boxes,
+            every other role a text.
         required: roles whose text must not be empty.
         on_bad_sample: whether rows that cannot be used are an `error`, or left out (`skip`).
         max_bad_share: of the rows of a split; above it they are an error even with `skip`.
@@ -122,6 +124,7 @@ def prepare(
         convert: whether lists and whole numbers that a table program has turned into something else become what they
             were: `auto`, `always` or `never` (see vlmexp.data.conversions).
         needs_train: whether a data set without a train split is of no use.
+        box_form: what the numbers of a box are, see vlmexp.data.boxes.
 
     Raises:
         UserError: unknown source or option, a split or column that the source does not have, no rows, bad rows, or
@@ -144,6 +147,7 @@ def prepare(
         **({"video_library": resolve_library(video_library)} if columns.get("video") else {}),
         **({"on_duplicates": on_duplicates} if on_duplicates == "drop_from_train" else {}),
         **({"convert": convert} if convert != "auto" else {}),
+        **({"box_form": box_form} if columns.get("box") else {}),
         **({"limits": limits} if (limits := budget.changed_limits()) else {}),
     }
     folder = data_dir.expanduser() / f"{name}-{digest(request)[:12]}"
@@ -206,7 +210,8 @@ def _make(
     missing = {split: fraction for split, fraction in fractions.items() if wanted[split] is None}
     with writing(folder, "or set paths.data or VLMEXP_DATA to another place"), new_folder(folder) as temporary:
         store, convert = MediaStore(temporary), request.get("convert", "auto")
-        reading = Reading(request["name"], columns, request["required"], store, convert)
+        box_form = request.get("box_form", "xywh")
+        reading = Reading(request["name"], columns, request["required"], store, convert, box_form)
         scratch = temporary / "rows"
         read = {
             split: reading.rows(available[theirs], split, scratch)

@@ -38,9 +38,10 @@ class Reading:
         required: Sequence[str],
         store: MediaStore,
         convert: str = "auto",
+        box_form: str = "xywh",
     ) -> None:
         self._name, self._columns, self._required = name, columns, required
-        self.store = store
+        self.store, self._box_form = store, box_form
         self.bad: list[dict[str, Any]] = []
         self.conversions = Conversions(columns, convert)
 
@@ -78,8 +79,8 @@ class Reading:
                 if shape.flaw is not None:
                     raise BadSample("too large", shape.column, f"{shape.flaw}.")
                 converted = self.conversions.read(original, split)
-                stored = stored_row(converted, self._columns, self._required, self.store) | {"id": row}
-                chunks.add(stored, shape.characters)
+                stored = stored_row(converted, self._columns, self._required, self.store, self._box_form)
+                chunks.add(stored | {"id": row}, shape.characters)
             except BadSample as error:
                 self._add(split, row, error.column, None, error.reason, str(error))
         if count:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from vlmexp.data.boxes import boxes_in
 from vlmexp.data.conversation import BadConversation, read_conversation
-from vlmexp.data.example import ANSWER_ROLES, CONVERSATION, MEDIA_ROLES, answer_texts, is_missing, plain_text
+from vlmexp.data.example import ANSWER_ROLES, BOX, CONVERSATION, MEDIA_ROLES, answer_texts, is_missing, plain_text
 from vlmexp.data.pictures import HEAD, stored_name
 from vlmexp.data.turns import stored_turns
 from vlmexp.errors import UserError
@@ -77,17 +78,22 @@ class MediaStore:
 
 
 def stored_row(
-    row: Mapping[str, Any], columns: Mapping[str, str | None], required: Sequence[str], store: MediaStore
+    row: Mapping[str, Any],
+    columns: Mapping[str, str | None],
+    required: Sequence[str],
+    store: MediaStore,
+    box_form: str = "xywh",
 ) -> dict[str, Any]:
     """The row to store.
 
     Args:
         columns: role -> column.
         required: roles whose text must not be empty.
+        box_form: what the numbers of a box are, see vlmexp.data.boxes.
 
     Raises:
-        BadSample: a required text is empty, a text is no text, a media value is no path and no bytes, or a conversation
-            is none to learn from.
+        BadSample: a required text is empty, a text is no text, a media value is no path and no bytes, a conversation is
+            none to learn from, or a box is none in one image.
     """
     # Encoded files in a column without a role have no use.
     roles = columns.values()
@@ -102,15 +108,19 @@ def stored_row(
                 if role in MEDIA_ROLES
                 else answer_texts(value, keep_empty=role == "answer")
                 if role in ANSWER_ROLES
+                else boxes_in(value, box_form)
+                if role == BOX
                 else plain_text(value)
             )
         except ValueError as error:
             raise BadSample(
-                f"no {role}" if role in MEDIA_ROLES else f"{role} is no text", column, f"{error}."
+                f"no {role}" if role in (*MEDIA_ROLES, BOX) else f"{role} is no text", column, f"{error}."
             ) from None
         text = stored[column]
         if role in required and not (text.strip() if isinstance(text, str) else text):
             raise BadSample(f"empty {role}", column, f"the {role} is empty.")
+    if (column := columns.get(BOX)) and (count := len(stored.get(columns.get("image") or "", ()))) != 1:
+        raise BadSample("no image of the box", column, f"there are {count} images, and a box needs one to be in.")
     if column := columns.get(CONVERSATION):
         media = {role: len(stored[name]) for role in MEDIA_ROLES if (name := columns.get(role))}
         try:

@@ -41,6 +41,7 @@ def prepared_data(config: Config, run: Run) -> Prepared:
         dataset.on_duplicates,
         dataset.convert,
         needs_train=config.stage in NEEDS_TRAIN,
+        box_form=dataset.box_form,
     )
     manifest = prepared.manifest
     before = run.record.get("data", {}).get("fingerprint", prepared.fingerprint)

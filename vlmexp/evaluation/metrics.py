@@ -83,6 +83,7 @@ METRICS: dict[str, Metric] = {
     "mme": rules.mme_accuracy,
     "refcoco_rec": rules.refcoco_rec,
     "refcoco_grounding": rules.refcoco_grounding,
+    "box_iou": rules.box_iou,
 }
 # Metrics that are defined for a corpus: the mean over examples is another value, or there is none for one example.
 CORPUS_METRICS: dict[str, CorpusMetric] = {
@@ -106,6 +107,7 @@ VALUES: dict[str, list[str]] = {
     "mme": ["mme_perception_score", "mme_cognition_score", "mme_accuracy"],
     "refcoco_rec": value_names("refcoco"),
     "refcoco_grounding": value_names("grounding"),
+    "box_iou": [*value_names("box"), "box_unread"],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import tempfile
@@ -63,7 +64,8 @@ def evaluate_blind(
             if evaluation.blind == "shuffle"
             else with_blank_images(sample, Path(folder))
         )
-        blinded = [new for new, old in zip(blinded, sample, strict=True) if new != old]
+        pairs = [(new, old) for new, old in zip(blinded, sample, strict=True) if new != old]
+        blinded = [dataclasses.replace(new, boxes=()) for new, _ in pairs]  # which are in another picture
         if len(blinded) < count:
             asker.run.note_fallback(
                 f"evaluation.blind={evaluation.blind}: {count - len(blinded)} of {count} questions have no other "
@@ -75,7 +77,10 @@ def evaluate_blind(
         answers = asker.ask(BLIND, blinded, lengths, f"evaluate with {evaluation.blind} images")
     _, summary = summarise(
         [answer["prediction"] for answer in answers],
-        [row_of(example, evaluation.reasoning_tags) for example in blinded],
+        [
+            dataclasses.replace(row_of(new, evaluation.reasoning_tags, asker.collator.view(old)), boxes=old.boxes)
+            for new, old in pairs
+        ],
         metrics,
         config.dataset.metadata,
     )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vlmexp.evaluation.reasoning import REASONING_TAGS, without_reasoning
 
 if TYPE_CHECKING:  # it needs NumPy, which the names of metrics do not
+    from vlmexp.collator.boxes import View
+    from vlmexp.data.boxes import Box
     from vlmexp.data.example import Example
 
 
@@ -20,6 +22,7 @@ class Row:
         id: unique within the split.
         question: as it stands in the data; choices: as texts, without letters.
         metadata: column -> value, of `dataset.metadata` and `dataset.kept`.
+        boxes: the right ones, in pixels of the picture; view: what the model saw of it, and how it speaks of that.
         shared: what several questions may be about; equal for questions about the same media.
     """
 
@@ -29,10 +32,16 @@ class Row:
     choices: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     shared: object = None
+    boxes: tuple[Box, ...] = ()
+    view: View | None = None
 
 
-def row_of(example: Example, reasoning_tags: Sequence[str] = REASONING_TAGS) -> Row:
-    """The row that an example was made of; its answers without reasoning, as predictions are."""
+def row_of(example: Example, reasoning_tags: Sequence[str] = REASONING_TAGS, view: View | None = None) -> Row:
+    """The row that an example was made of; its answers without reasoning, as predictions are.
+
+    Args:
+        view: how the model saw the picture of its boxes, if it has some.
+    """
     return Row(
         answers=tuple(without_reasoning(answer, reasoning_tags) for answer in example.answers),
         id=example.id,
@@ -40,4 +49,6 @@ def row_of(example: Example, reasoning_tags: Sequence[str] = REASONING_TAGS) -> 
         choices=example.choices,
         metadata=example.metadata or {},
         shared=(example.images, example.videos) if example.images or example.videos else None,
+        boxes=example.boxes,
+        view=view,
     )

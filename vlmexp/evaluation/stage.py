@@ -208,7 +208,8 @@ def evaluate_model(
     predictions = [answer["prediction"] for answer in answers]
     if "vqa_accuracy" in metrics and OFFICIAL not in metrics and any(len(row.answers) > 1 for row in rows):
         metrics = [*metrics, OFFICIAL]  # both are published, and they differ
-    known = [row_of(row, evaluation.reasoning_tags) for row in rows]
+    seen = zip(rows, map(collator.view, asked), strict=True)
+    known = [row_of(row, evaluation.reasoning_tags, view) for row, view in seen]
     scores, summary = summarise(predictions, known, metrics, dataset.metadata)
     note_few_answers(run, rows, metrics)
     everything = len(examples) == examples.population

@@ -70,7 +70,8 @@ class AnswerScores:
                 reasoning_tags=self._tags,
             )  # fmt: skip
         answers = ["".join(parts) for parts in zip(*distributed.gathered(own), strict=True)]
-        _, summary = summarise(answers, [row_of(example, self._tags) for example in self.examples], self._metrics)
+        rows = [row_of(example, self._tags, self._collator.view(example)) for example in self.examples]
+        _, summary = summarise(answers, rows, self._metrics)
         cut = sum(distributed.gathered(sum(reply.cut for reply in replies.values())))
         # A model that says less than the accepted answers do has no more than 0 of a value that they could have.
         values = {name: summary["metrics"][name.removeprefix(self._prefix)] or 0.0 for name in self.names}

@@ -57,6 +57,18 @@ def overlap(box: Box, other: Box) -> float:
     return common / union if common and union > 0 else 0.0
 
 
+def paired(boxes: Sequence[Box], others: Sequence[Box]) -> list[tuple[Box, Box]]:
+    """Boxes of both, each in one pair at most, those that overlap most first."""
+    every = [(-overlap(a, b), i, j) for i, a in enumerate(boxes) for j, b in enumerate(others)]
+    pairs, left, right = list[tuple[Box, Box]](), set[int](), set[int]()
+    for _, i, j in sorted(every):
+        if i not in left and j not in right:
+            pairs.append((boxes[i], others[j]))
+            left.add(i)
+            right.add(j)
+    return pairs
+
+
 def box_values(name: str, box: Box, meant: Box) -> dict[str, float]:
     """Intersection over union, whether it reaches each threshold, and whether the box's centre is in the true one."""
     iou = overlap(box, meant)

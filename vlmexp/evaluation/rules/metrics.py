@@ -112,6 +112,25 @@ def refcoco_grounding(prediction: str, answers: Sequence[str], row: Row) -> dict
     return boxes.box_values("grounding", boxes.best_box(prediction, meant, width, height), meant)
 
 
+def box_iou(prediction: str, answers: Sequence[str], row: Row) -> dict[str, float]:
+    """The boxes that were said, in the model's own notation, against the right ones, in pixels of the picture.
+
+    Boxes are paired, those that overlap most first. A value is the sum over the pairs, divided by how many boxes were
+    said or are right, whichever is more; with one of each it is that of RefCOCO (Kazemzadeh et al. 2014). `box_unread`
+    is 1 where no box can be read.
+    """
+    if row.view is None:
+        raise UserError(
+            "The metric box_iou is for data whose answers are boxes: name their column in dataset.columns.box, or "
+            "leave the metric out."
+        )
+    said = row.view.boxes(prediction)
+    found = [boxes.box_values("box", *pair) for pair in boxes.paired(said, row.boxes)]
+    most = max(len(said), len(row.boxes), 1)
+    values = {name: sum(value[name] for value in found) / most for name in boxes.value_names("box")}
+    return values | {"box_unread": float(not said)}
+
+
 def pope(predictions: Sequence[str], answers: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, float]:
     """POPE's precision, recall, F1 and yes ratio, see `yes_no.pope_values`."""
     meant = [yes_no.pope(given[0]) if given else "" for given in answers]
