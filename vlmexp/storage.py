@@ -101,7 +101,8 @@ def require_folder(option: str, folder: str) -> None:
     try:
         near = next(place for place in (path, *path.parents) if os.path.lexists(place))
         if not os.path.isdir(near):
-            raise NotADirectoryError(errno.ENOTDIR, f"{near} is no folder")
+            reason = _NAMES[errno.ELOOP] if os.path.islink(near) else f"{near} is no folder"
+            raise NotADirectoryError(errno.ENOTDIR, reason)
         # All of it in a folder with a name of its own, so that nobody else's is there for a moment and gone again.
         with tempfile.TemporaryDirectory(dir=near) as attempt:
             (Path(attempt) / path.relative_to(near)).mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def require_folder(option: str, folder: str) -> None:
         if number == errno.ENAMETOOLONG:
             said = f"the name is too long{_length(str(path), number)}"
         raise ImpossibleName(
-            f"{option}={_shortened(folder)}: no folder can be made there: {said.lower()}. Name another."
+            f"{option}={_shortened(folder)}: no folder can be made there: {said[:1].lower()}{said[1:]}. Name another."
         ) from None
 
 

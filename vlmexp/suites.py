@@ -193,6 +193,5 @@ class Member(Run):
         try:
             yield
         except UserError as error:
-            if type(error) is not UserError:
-                raise
-            raise UserError(f"{self.name.removesuffix('/')}: {error}") from None
+            error.args = (f"{self.name.removesuffix('/')}: {error}",)
+            raise
