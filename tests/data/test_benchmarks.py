@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -39,8 +40,9 @@ CONFIGS = {
 
 
 def picture(number: int, size: tuple[int, int] = (40, 30)) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (number % 256, 90, 30)).save(buffer, "PNG")
+    """A pattern of its own for each number."""
+    buffer, noise = io.BytesIO(), np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(noise).resize(size, Image.Resampling.NEAREST).save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": None}
 
 
@@ -49,19 +51,22 @@ def ascii_only(row: dict[str, Any]) -> bool:
     return (row["prediction"] + row["answer"]).isascii() and bool(row["answer"].strip())
 
 
-def published(name: str) -> list[dict[str, Any]]:
-    """The first golden rows as they are published: with pictures, and without what was made of them."""
+def golden_rows(name: str) -> list[dict[str, Any]]:
+    """The golden rows of a benchmark, of which the first are those of a replica."""
     lines = (GOLDEN / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    if name == "chartqa":
-        rows = [row for row in rows if ascii_only(row)]
+    return [row for row in rows if ascii_only(row)] if name == "chartqa" else rows
+
+
+def published(name: str, count: int = ROWS) -> list[dict[str, Any]]:
+    """The first golden rows as they are published: with pictures, and without what was made of them."""
     made = ("prompt", "prediction", "scores", "scores_release_0_7_3", "chat_content", "doc", "ref_index")
     kept = []
-    for number, row in enumerate(rows[:ROWS]):
+    for number, row in enumerate(golden_rows(name)[:count]):
         new = {key: value for key, value in row.items() if key not in made and not key.startswith(("_", "image_"))}
         size = (row.get("image_width", 40), row.get("image_height", 30))
         if name == "mmmu":
-            new |= {f"image_{k}": picture(number) if k <= row["_n_images"] else None for k in range(1, 8)}
+            new |= {f"image_{k}": picture(100 * k + number) if k <= row["_n_images"] else None for k in range(1, 8)}
         elif name == "seedbench":
             new["image"] = [picture(number)]
         elif "image" in row:
@@ -72,9 +77,9 @@ def published(name: str) -> list[dict[str, Any]]:
     return kept
 
 
-def written(name: str, dataset: str, split: str, folder: Path) -> Path:
+def written(name: str, dataset: str, split: str, folder: Path, count: int = ROWS) -> Path:
     """A replica on disk, as parquet with the types of images, its configurations named as the Hub's."""
-    rows = published(name)
+    rows = published(name, count)
     config = CONFIGS.get(dataset, "default")
     tables = {config: rows}
     if dataset == "gqa":
@@ -114,10 +119,7 @@ def test_a_replica_is_scored_as_published(name, tmp_path, compose):
     folder = written(name, benchmark.dataset, split, tmp_path / "replica")
     config = compose(*choice, f"dataset.options.path={folder}")
     examples = list(load_split(config, prepared_from(config, tmp_path / "data"), "test"))
-    golden = [json.loads(line) for line in (GOLDEN / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-    if name == "chartqa":
-        golden = [row for row in golden if ascii_only(row)]
-    golden = golden[:ROWS]
+    golden = golden_rows(name)[:ROWS]
     if name == "ok_vqa":  # a row without answers is a bad one
         golden = [row for row in golden if row["answers"]]
     assert len(examples) == len(golden)
