@@ -17,7 +17,7 @@ from vlmexp.data.nested import paths_in, with_nested
 from vlmexp.data.row_chunks import RowChunks
 from vlmexp.data.row_shape import MOST_COLUMNS, row_shape
 from vlmexp.data.rows import BadSample, MediaStore, stored_row
-from vlmexp.data.sources import Rows
+from vlmexp.data.shaping import Rows
 from vlmexp.data.verify import Verified
 from vlmexp.errors import UserError
 

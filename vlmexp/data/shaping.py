@@ -11,6 +11,7 @@ from vlmexp.data.literals import parsed
 from vlmexp.errors import UserError, unknown
 
 Row = dict[str, Any]
+Rows = Iterable[Row]
 
 WITHOUT, EMPTY = "without ", "empty "  # before a text that an edit takes away, anywhere or where it is all there is
 _EDITS: dict[str, Callable[[str], str]] = {"strip": str.strip, "capitalize": str.capitalize}

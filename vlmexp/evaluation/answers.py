@@ -15,6 +15,7 @@ from transformers import ProcessorMixin
 from vlmexp import distributed
 from vlmexp.collator.answer_lengths import answer_lengths
 from vlmexp.collator.batch import Collator
+from vlmexp.collator.lengths import KEEPING_ALL, Fitted, fit
 from vlmexp.collator.media import media_key
 from vlmexp.config import Config
 from vlmexp.data.example import Example
@@ -27,7 +28,7 @@ from vlmexp.evaluation.journal import Answer, Journal, take_up
 from vlmexp.evaluation.limits import Limit, limit_of
 from vlmexp.evaluation.ranking import Ranking, rank_answers
 from vlmexp.files import digest
-from vlmexp.parts import reasons_not_to_share, shares_images
+from vlmexp.parts import note_texts, reasons_not_to_share, refused_share, shares_images
 from vlmexp.provenance import package_versions
 from vlmexp.runs import Run, affecting_results
 
@@ -187,6 +188,30 @@ class Asker:
             per_token=self.config.evaluation.rank_per_token,
             share_prompts=not one_by_one and not reasons,
         )
+
+
+def fitted_questions(config: Config, run: Run, collator: Collator, examples: Sequence[Example], what: str) -> Fitted:
+    """The questions as they are asked: shortened to collator.max_length where that can be, and all of them.
+
+    One that is left out would flatter a score, so here `drop` shortens, or asks what cannot be shortened. Only what
+    the model's processor refuses is not asked.
+
+    Args:
+        what: how the questions are called, of which something is to be said.
+    """
+    overlong, limit = config.collator.overlong, config.collator.max_length
+    keeping, share = KEEPING_ALL.get(overlong, overlong), refused_share(config)
+    fitted = fit(collator, examples, limit, keeping, with_answer=False, refused_share=share)
+    note_texts(collator, fitted.found, what, run.note_fallback)
+    if fitted.refused:
+        first = next(iter(fitted.refused.values()))
+        run.note_fallback(f"{len(fitted.refused)} of {len(examples)} questions are not asked: {first}")
+    if fitted.too_long:
+        run.note_fallback(
+            f"{len(fitted.too_long)} of {len(examples)} questions are asked as they are, although their images alone "
+            f"take more than collator.max_length={limit} tokens."
+        )
+    return fitted
 
 
 def answer_limit(config: Config, run: Run, prepared: Prepared, collator: Collator, split: str) -> Limit:

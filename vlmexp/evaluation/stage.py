@@ -10,7 +10,6 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmexp import distributed
-from vlmexp.collator.lengths import KEEPING_ALL, fit
 from vlmexp.config import Config
 from vlmexp.data.example import Example
 from vlmexp.data.images import small_image
@@ -24,6 +23,7 @@ from vlmexp.evaluation.answers import (
     check_decoding,
     cut_answers,
     find_choices,
+    fitted_questions,
     identity_of,
 )
 from vlmexp.evaluation.duplicates import score_without_duplicates
@@ -42,7 +42,7 @@ from vlmexp.files import read_json, write_json, write_jsonl
 from vlmexp.models.checkpoint import fingerprint
 from vlmexp.models.fit import check_forward
 from vlmexp.models.load import check_model, commit, device_name, load_model
-from vlmexp.parts import build_collator, model_source, note_texts, refused_share, set_threads
+from vlmexp.parts import build_collator, model_source, set_threads
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
 from vlmexp.suites import evaluated
@@ -184,19 +184,7 @@ def evaluate_model(
     collator = build_collator(config, processor)
     longest = answer_limit(config, run, prepared, collator, evaluation.split) if choices is None else None
     max_new_tokens = longest.tokens if longest else 0
-    # An example that is left out would flatter the score, so here `drop` shortens, or asks what cannot be shortened.
-    overlong = KEEPING_ALL.get(config.collator.overlong, config.collator.overlong)
-    limit, share = config.collator.max_length, refused_share(config)
-    fitted = fit(collator, examples, limit, overlong, with_answer=False, refused_share=share)
-    note_texts(collator, fitted.found, evaluation.split, run.note_fallback)
-    if fitted.refused:
-        first = next(iter(fitted.refused.values()))
-        run.note_fallback(f"{len(fitted.refused)} of {len(examples)} questions are not asked: {first}")
-    if fitted.too_long:
-        run.note_fallback(
-            f"{len(fitted.too_long)} of {len(examples)} questions are asked as they are, although their images alone "
-            f"take more than collator.max_length={limit} tokens."
-        )
+    fitted = fitted_questions(config, run, collator, examples, evaluation.split)
     if len(fitted):
         check_forward(config.model.id, model, processor, collator.prompts([fitted[0]]))
     rows = [examples[int(index)] for index in fitted.kept]

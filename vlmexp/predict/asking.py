@@ -9,14 +9,14 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmexp import distributed
 from vlmexp.collator.batch import Collator
-from vlmexp.collator.lengths import KEEPING_ALL, Fitted, fit
+from vlmexp.collator.lengths import Fitted
 from vlmexp.config import Config
 from vlmexp.errors import UserError
-from vlmexp.evaluation.answers import Asker, Choices, check_decoding, find_choices, identity_of
+from vlmexp.evaluation.answers import Asker, Choices, check_decoding, find_choices, fitted_questions, identity_of
 from vlmexp.evaluation.journal import forget
 from vlmexp.evaluation.limits import Limit
 from vlmexp.models.fit import check_forward
-from vlmexp.parts import build_collator, note_texts, refused_share
+from vlmexp.parts import build_collator
 from vlmexp.predict.questions import Questions
 from vlmexp.predict.weights import Weights
 from vlmexp.runs import Run
@@ -53,7 +53,10 @@ def prepare_questions(weights: Weights, questions: Questions, processor: Process
             f"question={config.question}: collator.messages show no {{question}}, so the model would not see it. Leave "
             "it out, or choose collator=vqa."
         )
-    fitted = fitted_questions(config, questions, collator, run)
+    fitted = fitted_questions(config, run, collator, questions.examples, config.predict.split or "what is asked")
+    for count, what in ((len(fitted.shortened), "lose their end"), (len(fitted.shrunk), "have smaller images")):
+        if count:
+            run.note_fallback(f"{count} of {len(questions.examples)} questions {what} (collator.max_length).")
     if questions.ids is not None and fitted.refused:
         raise UserError(
             f"dataset.submission={config.dataset.submission} takes an answer to every question, and the processor "
@@ -61,23 +64,6 @@ def prepare_questions(weights: Weights, questions: Questions, processor: Process
             "write no file for it."
         )
     return Ready(weights, questions, fitted, collator, _choices(config, questions), longest_answer(weights, typed))
-
-
-def fitted_questions(config: Config, questions: Questions, collator: Collator, run: Run) -> Fitted:
-    """The questions as they fit into collator.max_length; none is left out but those that the processor refuses."""
-    overlong, longest = config.collator.overlong, config.collator.max_length
-    share = refused_share(config)
-    fitted = fit(collator, questions.examples, longest, KEEPING_ALL.get(overlong, overlong), False, share)
-    note_texts(collator, fitted.found, config.predict.split or "what is asked", run.note_fallback)
-    for count, what in (
-        (len(fitted.refused), "are not asked: the processor refuses their images or videos"),
-        (len(fitted.shortened), "lose their end"),
-        (len(fitted.shrunk), "are asked with smaller images"),
-        (len(fitted.too_long), "are asked as they are, although their images alone take more"),
-    ):
-        if count:
-            run.note_fallback(f"{count} of {len(questions.examples)} questions {what} (collator.max_length={longest}).")
-    return fitted
 
 
 def load_asker(ready: Ready, run: Run) -> Asker:
