@@ -130,8 +130,8 @@ def ask_libraries(points: Sequence[_Point], elsewhere: bool) -> None:
         if config.stage in ASKING_LIBRARIES and (len(asked) < _ALL_ASKED or not seen.issuperset(overrides)):
             asked.append(point)
             seen.update(overrides)
-    complaint = _complaint(asked, elsewhere) if "torch" in sys.modules or not asked else _from_child(asked, elsewhere)
-    if complaint:
+    ask = _complaint if "torch" in sys.modules else _from_child
+    if asked and (complaint := ask(asked, elsewhere)):
         raise UserError(complaint)
 
 
