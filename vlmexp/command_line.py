@@ -196,10 +196,10 @@ def is_single_run(arguments: list[str]) -> bool:
 
 def only_prints(arguments: list[str], stages: Iterable[str]) -> bool:
     """Whether the command answers a question on the terminal, and neither starts nor writes anything."""
-    if any(key_of(text) in ("compare.html", "compare.output") for text in arguments):
-        return False
-    asked = [f"stage={stage}" for stage in stages]
-    return any(text.partition("=")[0] in PRINTING_FLAGS or text in asked for text in arguments)
+    if any(text.partition("=")[0] in PRINTING_FLAGS for text in arguments):
+        return True
+    writes = any(key_of(text) in ("compare.html", "compare.output") for text in arguments)
+    return not writes and any(text in [f"stage={stage}" for stage in stages] for text in arguments)
 
 
 def refuse_sweeps_of(stages: Iterable[str], arguments: list[str]) -> None:
