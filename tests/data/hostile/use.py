@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from vlmexp.data import verify
@@ -23,16 +24,21 @@ def prepared(folder: Path, table: Path, role: str | None = None, library: str = 
     return f"{made.manifest['counts']['train']} kept" + (f", bad: {bad[0]['error']}" if bad else "")
 
 
+def room(path: Path) -> Path:
+    """The folder of a file, or the nearest one that there is above a place where there can be none."""
+    return Path(next(folder for folder in map(str, path.parents) if os.path.isdir(folder)))
+
+
 def in_table(path: Path) -> Path:
     """A table with a row about the file, and one about nothing."""
     rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": "a", "file": str(path)}]
-    table = Path(str(path.parent)) / "train.jsonl"
+    table = room(path) / "train.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return table
 
 
 def use_image(path: Path) -> str:
-    said = prepared(path.parent, in_table(path), "image")
+    said = prepared(room(path), in_table(path), "image")
     for read in (image_size, load_image, lambda p: small_image(p, 512), lambda p: load_image(p, ImageOptions(False))):
         try:
             read(path)
@@ -53,7 +59,7 @@ def use_at_once(path: Path, role: str, threads: int = 16) -> str:
 
 
 def use_video(path: Path, library: str) -> str:
-    said = prepared(path.parent, in_table(path), "video", library)
+    said = prepared(room(path), in_table(path), "video", library)
     for options in (VideoOptions(library), VideoOptions(library, sampling_strategy="fps", fps=2.0)):
         try:
             video_header(path, options)
