@@ -7,8 +7,8 @@ from typing import Any
 from vlmexp.config import NEEDS_TRAIN, Config
 from vlmexp.data.stage import check_source, download
 from vlmexp.evaluation.answers import check_decoding
-from vlmexp.evaluation.stage import BASE, FINETUNED, score_base, score_finetuned
-from vlmexp.evaluation.suite import print_suite, suite_result
+from vlmexp.evaluation.stage import score_base, score_finetuned
+from vlmexp.evaluation.suite import BASE, FINETUNED, print_suite, suite_result
 from vlmexp.evaluation.trained import find_training_run
 from vlmexp.export.stage import check_export, export_model, publish
 from vlmexp.files import read_json

@@ -15,9 +15,11 @@ import pytest
 
 from tests.conftest import Disk, cli_environment
 from vlmexp.config import Config
+from vlmexp.data.stage import prepared_data
 from vlmexp.errors import UserError
 from vlmexp.evaluation.answers import identity_of
-from vlmexp.evaluation.stage import FINETUNED, eval_base, evaluate_model
+from vlmexp.evaluation.stage import eval_base, evaluate_model
+from vlmexp.evaluation.suite import FINETUNED
 from vlmexp.files import read_json, read_jsonl, write_jsonl
 from vlmexp.interruption import Preempted
 from vlmexp.runs import Run
@@ -209,7 +211,7 @@ def evaluate_finetuned(compose, tmp_path, model, processor):
         file = f"dataset.options.test={tmp_path}/test.jsonl"
         config = compose("dataset=files", "stage=eval_finetuned", file, *overrides)
         with Run.open(tmp_path / "run", config, []) as run:
-            evaluate_model(config, run, model, processor, FINETUNED, ["weights"])
+            evaluate_model(config, run, prepared_data(config, run), model, processor, FINETUNED, ["weights"])
             return read_json(run.path("evaluation", f"{FINETUNED}_evaluation.json")), run.record["fallbacks"]
 
     return run_stage

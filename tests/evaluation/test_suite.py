@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -272,7 +273,8 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(suite, replicas, tmp_path,
     options = [*QUICK, "stage=eval_base", SUITE, f"hydra.searchpath=[file://{replicas}]", f"paths.data={data_dir}"]
     command = [sys.executable, "-m", "vlmexp", *options, f"hydra.run.dir={killed}"]
     process = subprocess.Popen(command, cwd=tmp_path, env=cli_environment(data_dir), stderr=subprocess.DEVNULL)
-    while not list(killed.glob("suite/charts/evaluation/*.partial-rank0.jsonl")):
+    journal = killed / "suite" / "charts" / "evaluation" / "base_vlm_model_predictions.partial-rank0.jsonl"
+    while not (journal.is_file() and re.search(rb'"prediction".*\n', journal.read_bytes())):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from vlmexp.data.stage import download
+from vlmexp.data.stage import download, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.evaluation.stage import eval_finetuned
 from vlmexp.evaluation.trained import as_trained, check_data, config_of
@@ -51,7 +51,7 @@ def evaluate(compose, rows, tmp_path):
     def check(*overrides: str) -> list[str]:
         config = compose(*data, *overrides)
         with Run.open(tmp_path / "evaluated", config, []) as run:
-            check_data(config, run, tmp_path / "trained")
+            check_data(config, run, prepared_data(config, run), tmp_path / "trained")
         return read_json(tmp_path / "evaluated" / "run.json")["fallbacks"]
 
     return check
@@ -109,7 +109,7 @@ def test_trained_pictures_under_other_names_are_known(compose, evaluate, rows, t
     config = compose(*data, "stage=eval_finetuned", f"run={tmp_path}/trained", "dataset.validation_fraction=0")
     trained = ids_of_the_training(tmp_path)
     with Run.open(tmp_path / "alone", config, []) as run:
-        known = check_data(config, run, tmp_path / "trained")
+        known = check_data(config, run, prepared_data(config, run), tmp_path / "trained")
     expected = [f"test-{place}" for place, number in enumerate((3, 7)) if f"train-{number}" in trained]
     assert expected
     assert known == expected

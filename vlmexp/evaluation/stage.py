@@ -14,7 +14,7 @@ from vlmexp.config import Config
 from vlmexp.data.example import Example
 from vlmexp.data.images import small_image
 from vlmexp.data.prepare import Prepared
-from vlmexp.data.stage import load_split, prepared_data
+from vlmexp.data.stage import limit_decoding, load_split, prepared_data
 from vlmexp.evaluation.answers import (
     PREDICTIONS,
     Asker,
@@ -33,9 +33,7 @@ from vlmexp.evaluation.lookup import metric_names
 from vlmexp.evaluation.probes import ALONE, BLIND, batch_invariance, evaluate_blind
 from vlmexp.evaluation.row import row_of
 from vlmexp.evaluation.score import summarise
-from vlmexp.evaluation.suite import BASE as BASE
-from vlmexp.evaluation.suite import FINETUNED as FINETUNED
-from vlmexp.evaluation.suite import print_suite, suite_result, take_over
+from vlmexp.evaluation.suite import BASE, FINETUNED, print_suite, suite_result, take_over
 from vlmexp.evaluation.trained import as_trained, check_data, find_training_run, load_finetuned
 from vlmexp.evaluation.vqa import ANNOTATORS, vqa_accuracy
 from vlmexp.files import read_json, write_json, write_jsonl
@@ -58,7 +56,7 @@ class Loaded:
 
     Attributes:
         weights: fingerprints of the checkpoints that it is made of; needed on rank 0.
-        configs: one for each data set.
+        configs: one for each data set; prepared: what it is on disk.
         trained_on: for each, ids of rows that the training on other data is known to have seen.
         trained_by: the run that trained it.
     """
@@ -67,6 +65,7 @@ class Loaded:
     processor: ProcessorMixin
     weights: list[str]
     configs: Sequence[Config]
+    prepared: Sequence[Prepared]
     trained_on: Sequence[Collection[str]] = field(default_factory=list)
     trained_by: Path | None = None
 
@@ -107,9 +106,10 @@ def score(config: Config, run: Run, stage: str, name: str, load: Callable[[Confi
                 loaded = loaded or load(config, run, asked)
                 known = loaded.trained_on[number] if loaded.trained_on else ()
                 result |= {"trained_by": str(loaded.trained_by)} if loaded.trained_by else {}
+                as_loaded, prepared = loaded.configs[number], loaded.prepared[number]
                 with part.about():
                     result |= evaluate_model(
-                        loaded.configs[number], part, loaded.model, loaded.processor, name, loaded.weights, known
+                        as_loaded, part, prepared, loaded.model, loaded.processor, name, loaded.weights, known
                     )
             trained_by = Path(result["trained_by"]) if "trained_by" in result else None
             track_evaluation(config, part, name, small_image, trained_by)
@@ -122,48 +122,47 @@ def load_base(config: Config, run: Run, asked: Asked) -> Loaded:
     set_threads(config)
     source = model_source(config)
     processor = check_model(source, run.note_fallback)
+    prepared = []
     for each, part in asked:
         with part.about():
-            check_asked(each, part, processor)
+            metric_names(each.evaluation.metrics or each.dataset.metrics)  # one that fails shows here
+            build_collator(each, processor)  # what the chat template does not take shows here
+            check_decoding(each, processor)
+            prepared.append(with_split(each, part))
     model = load_model(source, run.note_fallback, config.seed)
     weights = [fingerprint(source.location, source.revision)] if run.is_main else []
-    return Loaded(model, processor, weights, [each for each, _ in asked])
+    return Loaded(model, processor, weights, [each for each, _ in asked], prepared)
 
 
 def load_trained(config: Config, run: Run, asked: Asked) -> Loaded:
     """What a training run has made of it: this run, the one named by `run=`, or the newest that fits."""
     set_threads(config)
     source_run = run.directory if run.stage_result("train") else find_training_run(config)
-    configs, trained_on = [], []
+    configs, prepared, trained_on = [], [], []
     for each, part in asked:
         with part.about():
             configs.append(as_trained(each, source_run, run.record["overrides"]))
             metric_names(each.evaluation.metrics or each.dataset.metrics)  # one that fails shows here
-            trained_on.append(check_data(configs[-1], part, source_run))
-            require_split(configs[-1], part)
+            prepared.append(with_split(configs[-1], part))
+            trained_on.append(check_data(configs[-1], part, prepared[-1], source_run))
     model, processor = load_finetuned(configs[0], source_run, run)
     source = model_source(configs[0])
     places = [(source.location, source.revision), (str(source_run / "model"), None)] if run.is_main else []
     weights = [fingerprint(*place) for place in places]
-    return Loaded(model, processor, weights, configs, trained_on, source_run)
+    return Loaded(model, processor, weights, configs, prepared, trained_on, source_run)
 
 
-def check_asked(config: Config, run: Run, processor: ProcessorMixin) -> None:
-    """Have a data set ready, and refuse what it cannot be asked with."""
-    metric_names(config.evaluation.metrics or config.dataset.metrics)  # one that fails shows here
-    build_collator(config, processor)  # what the chat template does not take shows here
-    check_decoding(config, processor)
-    require_split(config, run)
-
-
-def require_split(config: Config, run: Run) -> None:
-    """Prepare a data set, which has to have the split that is evaluated."""
-    load_split(config, prepared_data(config, run), config.evaluation.split, config.evaluation.max_examples)
+def with_split(config: Config, run: Run) -> Prepared:
+    """The prepared data set, which has to have the split that is evaluated."""
+    prepared = prepared_data(config, run)
+    load_split(config, prepared, config.evaluation.split, config.evaluation.max_examples)
+    return prepared
 
 
 def evaluate_model(
     config: Config,
     run: Run,
+    prepared: Prepared,
     model: PreTrainedModel,
     processor: ProcessorMixin,
     name: str,
@@ -178,7 +177,7 @@ def evaluate_model(
     """
     evaluation, dataset = config.evaluation, config.dataset
     metrics = evaluation.metrics or dataset.metrics
-    prepared = prepared_data(config, run)
+    limit_decoding(config)  # another data set may have been prepared since
     examples = load_split(config, prepared, evaluation.split, evaluation.max_examples)
     choices = find_choices(config, prepared)
     collator = build_collator(config, processor)

@@ -17,7 +17,7 @@ from vlmexp.config import Config
 from vlmexp.data.example import Example
 from vlmexp.data.options import data_options
 from vlmexp.data.prepare import Prepared, still_prepared
-from vlmexp.data.stage import load_split, prepared_data
+from vlmexp.data.stage import load_split
 from vlmexp.errors import UserError
 from vlmexp.files import read_json
 from vlmexp.models.adapter import load_adapter
@@ -112,7 +112,7 @@ def _refuse_other_options(config: Config, trained: Config, source_run: Path, giv
         raise UserError(f"run={source_run} is evaluated as it was trained: {listing}. Leave these options out.")
 
 
-def check_data(config: Config, run: Run, source_run: Path) -> list[str]:
+def check_data(config: Config, run: Run, prepared: Prepared, source_run: Path) -> list[str]:
     """Note it if the data to evaluate are not those of the training run, and how many examples it was trained on.
 
     Returns:
@@ -121,7 +121,7 @@ def check_data(config: Config, run: Run, source_run: Path) -> list[str]:
     Raises:
         UserError: it was trained on some of a split that is taken out of the train split, and is to be new to it.
     """
-    prepared, trained_on = prepared_data(config, run), read_json(source_run / "run.json")["data"]
+    trained_on = read_json(source_run / "run.json")["data"]
     if prepared.fingerprint == trained_on["fingerprint"]:
         return []
     split, folder = config.evaluation.split, Path(trained_on["folder"])

@@ -8,7 +8,7 @@ from typing import Any
 from vlmexp import __version__
 from vlmexp.confidential import redacted
 from vlmexp.config import Config
-from vlmexp.evaluation.stage import BASE, FINETUNED
+from vlmexp.evaluation.suite import BASE, FINETUNED
 from vlmexp.files import read_json, write_text
 from vlmexp.models.card import Facts, model_card
 from vlmexp.models.export import is_on_hub, public_id
