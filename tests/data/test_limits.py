@@ -581,3 +581,19 @@ def test_a_reader_that_waits_for_the_next_video_has_all_the_time_there_is(monkey
     Child(io.BytesIO(json.dumps(request).encode() + b"\n"), answers).run()
     assert json.loads(answers.getvalue())["header"][0] == 250
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("behind", "is_read"), [(MIB, True), (65 * MIB, False)])
+def test_what_lies_behind_the_end_of_an_avi_is_not_looked_through(tmp_path: Path, behind: int, is_read: bool):
+    path = drawn(tmp_path / "a.avi", 8)
+    length = path.stat().st_size
+    os.truncate(path, length + behind)  # zeros
+    if is_read:
+        assert video_header(path, VideoOptions()).frames == 8
+        return
+    with pytest.raises(MediaError, match="65 MiB lie behind the end of its avi"):
+        video_header(path, VideoOptions())
+    content = bytearray(path.read_bytes()[:length])
+    content[4:8] = bytes(4)  # as a writer leaves it that was stopped: nobody knows where the end is
+    path.write_bytes(content)
+    assert video_header(path, VideoOptions()).frames == 8

@@ -13,10 +13,12 @@ import numpy as np
 from vlmexp.data.child_process import ChildProcess, Failed, NoMemory, Pool, Slow
 from vlmexp.data.image_files import MediaError, open_media
 from vlmexp.data.limits import MIB, Share, budget
-from vlmexp.data.video_containers import DEMUXERS, HEAD, NAMES, is_container
+from vlmexp.data.video_containers import DEMUXERS, HEAD, NAMES, bytes_behind_avi, is_container
 from vlmexp.data.video_readers import Pixels, VideoHeader
 
 T = TypeVar("T")
+
+_MOST_BEHIND = 64 * MIB  # of an avi, which every opening would look through
 
 
 class ReaderProcess(ChildProcess):
@@ -91,6 +93,12 @@ def read_video(path: Path, library: str, use: Callable[[ReaderProcess], T]) -> T
                 "damaged",
                 f"The video {path} cannot be read with {library}: it is damaged or no video (it does not begin as an "
                 f"{NAMES} file does).",
+            )
+        if (behind := bytes_behind_avi(file)) > _MOST_BEHIND:
+            raise MediaError(
+                "damaged",
+                f"The video {path} cannot be read with {library}: {behind / MIB:,.0f} MiB lie behind the end of its "
+                "avi: write it anew without them (ffmpeg -i OLD.avi -c copy NEW.avi).",
             )
     left = budget.limits.decode_timeout_s
     for memory in (budget.size // 4, budget.size):
