@@ -256,6 +256,7 @@ class TrainExtras:
     projector_learning_rate: float | None = None  # null: train.learning_rate
     gradient_audit: str = "warn"  # error | warn | off: after the second step, name trained weights without a gradient
     memory_preflight: bool = True  # forward and backward on the heaviest batch of the training, before it begins
+    fit: str = "none"  # auto: the preflight finds how few batches a step needs, and whether checkpointing | none
     eval_generation_examples: int | None = count(None, least=0)  # of each evaluation; null: 200 if a metric needs them
     early_stopping_patience: int | None = count(None)  # end after so many evaluations without a better one; null: never
     tokens_per_batch: int | None = count(None)  # a process's batch, padding included; null: per_device_train_batch_size

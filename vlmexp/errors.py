@@ -43,4 +43,6 @@ def closest(name: str, known: Iterable[str]) -> str:
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """An unknown name: the name, the nearest one and the list."""
     known = sorted(known)
-    return UserError(f"{what} {name!r} does not exist{closest(name, known) or '.'} There are: {', '.join(known)}.")
+    return UserError(
+        f"{what} {shown(name)!r} does not exist{closest(name, known) or '.'} There are: {', '.join(known)}."
+    )

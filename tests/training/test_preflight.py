@@ -36,6 +36,7 @@ def test_a_training_is_the_same_with_and_without_it(small, tmp_path, sharing, ac
             "train.per_device_eval_batch_size=8",
             "train.max_steps=5",
             "train.gradient_checkpointing=true",
+            "train.fit=none",
         )
         config.train["memory_preflight"] = on
         if not has_adapter:
@@ -189,7 +190,7 @@ def test_a_batch_that_the_system_refuses(tmp_path, vqa_files, data_dir):
         environment = cli_environment(data_dir) | {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "1"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
 
-    done = run(700, "train.per_device_train_batch_size=16")
+    done = run(700, "train.per_device_train_batch_size=16", "train.fit=none")
     assert done.returncode == 2, done.stderr
     said = done.stderr.splitlines()[-1]
     assert "vlmexp: train.per_device_train_batch_size=16 does not fit into memory" in said
@@ -200,10 +201,19 @@ def test_a_batch_that_the_system_refuses(tmp_path, vqa_files, data_dir):
     record = read_json(only_run(tmp_path / "outputs") / "run.json")
     assert record["status"] == "failed"
     done = run(
-        900, f"train.per_device_train_batch_size={advised[1]}", advised[2], f"hydra.run.dir={tmp_path / 'advised'}"
+        900,
+        "train.fit=none",
+        f"train.per_device_train_batch_size={advised[1]}",
+        advised[2],
+        f"hydra.run.dir={tmp_path / 'advised'}",
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "advised" / "run.json").read_text())["stages"]["train"]["steps"] == 2
+    done = run(900, "train.per_device_train_batch_size=64", f"hydra.run.dir={tmp_path / 'fitted'}")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "fitted" / "run.json").read_text())
+    assert record["stages"]["train"]["steps"] == 2
+    assert record["fit"]["batch_size"] < 64 or record["fit"]["gradient_checkpointing"]
 
 
 def test_what_is_advised_for_a_token_budget(trainer):

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlmexp import distributed
 from vlmexp.collator.lengths import Fitted
 from vlmexp.data.example import Example
 from vlmexp.data.images import image_size
@@ -38,6 +39,20 @@ TRAIN_TOKENS = "train.tokens_per_batch"
 EVAL_SIZE = "train.per_device_eval_batch_size"
 Keys = Sequence[object] | np.ndarray | None
 log = logging.getLogger(__name__)
+
+
+class TooLarge(UserError):
+    """A batch that does not fit into memory.
+
+    Attributes:
+        option: what sets its size.
+        fits: how many of its examples do; 0: not even one.
+        can_checkpoint: whether the model can compute activations twice, to keep less of them.
+    """
+
+    def __init__(self, text: str, option: str, fits: int, can_checkpoint: bool) -> None:
+        super().__init__(text)
+        self.option, self.fits, self.can_checkpoint = option, fits, can_checkpoint
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,8 @@ class MemoryPreflight(TrainerCallback):
     are accumulated, for the gradients of the batches before and the inputs of the others. Afterwards gradients, buffers
     and random states are as they were: the training is bit for bit the same with and without it.
 
-    On a GPU what does not fit raises an error, and smaller batches are tried to say what fits. On a CPU Linux promises
+    On a GPU what does not fit raises `TooLarge`, and smaller batches are tried to say what fits; it is raised on all
+    processes if it is on one. On a CPU Linux promises
     more memory than there is and kills whoever uses it: so one example runs first, the batch only if twice of what it
     should need by that is free, and smaller ones before it otherwise. This catches what grows with the batch. It does
     not catch a model whose first example is too large, what other processes take later, or what the optimizer's step
@@ -161,10 +177,13 @@ class MemoryPreflight(TrainerCallback):
         return loads
 
     def _try(self, load: Load, args: TrainingArguments) -> dict[str, list[int]]:
-        """The shapes of a batch's inputs, after it ran; a UserError with what fits if it does not."""
+        """The shapes of a batch's inputs, after it ran; `TooLarge` with what fits if it does not."""
         tried = self._grow(load, args) if args.device.type == "cpu" else self._shrink(load, args, load.sizes)
-        if tried is None or tried.size < len(load.batch):
-            raise UserError(advice(load, tried.size if tried else 0, args, hasattr(self._trainer.model, "peft_config")))
+        fits = min(distributed.gathered(tried.size if tried else 0))
+        if tried is None or fits < len(load.batch):
+            model: Any = self._trainer.accelerator.unwrap_model(self._trainer.model)
+            text = advice(load, fits, args, hasattr(model, "peft_config"))
+            raise TooLarge(text, load.option, fits, bool(model.supports_gradient_checkpointing))
         self._peak = max(self._peak, tried.peak)
         return tried.inputs
 

@@ -70,11 +70,12 @@ from vlmexp.training.continuing import (
     require_same_base,
     same_base,
 )
+from vlmexp.training.cuts import apply, first_cut, given_cut, smaller_cut
 from vlmexp.training.data import TrainingData, examples_after, examples_per_step, train_sampler, training_data
 from vlmexp.training.divergence import Diverged
 from vlmexp.training.learning_rates import require_parts
 from vlmexp.training.optimizers import check_optimizer
-from vlmexp.training.preflight import MemoryPreflight
+from vlmexp.training.preflight import MemoryPreflight, TooLarge
 from vlmexp.training.rewinding import LOWERED, rewind_or_stop, rewinds
 from vlmexp.training.schedule import ScheduleNotes, require_steps
 from vlmexp.training.trainer import VlmTrainer
@@ -106,7 +107,8 @@ def check_adapter(config: Config) -> None:
     model = empty_model(source)
     if model is None:
         return
-    if config.train.get("gradient_checkpointing") and not model.supports_gradient_checkpointing:
+    fits_itself = train_extras(config).fit == "auto"  # without checkpointing where that is not to be had
+    if config.train.get("gradient_checkpointing") and not fits_itself and not model.supports_gradient_checkpointing:
         raise UserError(
             f"train.gradient_checkpointing=true: {type(model).__name__} has no such thing; leave it out, or choose "
             "another model."
@@ -153,17 +155,33 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     collator = build_collator(config, processor)
     data = training_data(config, run, prepared, collator)
     require_steps(len(data.splits["train"]), arguments)
+    given, cuts = given_cut(arguments), finds_cut(config, arguments)
+    cut = first_cut(given, whole_batches, run.record.get("fit") if checkpoint else None) if cuts else given
     scores = answer_scores(config, run, processor) if arguments.eval_strategy != "no" else None
     limit_decoding(config)  # again as the data to train on say
     while True:
+        if cuts:
+            run.update(fit=apply(cut, arguments))
         try:
             return _attempt(config, run, source, processor, collator, data, arguments, scores, begun_with, checkpoint)
         except Diverged as diverged:
             extras = train_extras(config)
             rewind_or_stop(run, diverged, extras.on_divergence == "rewind", extras.most_rewinds)
+        except TooLarge as found:
+            smaller = smaller_cut(cut, found, given, whole_batches) if cuts else None
+            if smaller is None:
+                raise
+            cut = smaller
         checkpoint = newest_checkpoint(run, arguments)
-        gc.collect()  # the model that diverged, which its Trainer holds in a circle
+        gc.collect()  # the model that diverged or did not fit, which its Trainer holds in a circle
+        torch.cuda.empty_cache()
         set_seed(config.seed)
+
+
+def finds_cut(config: Config, arguments: TrainingArguments) -> bool:
+    """Whether the memory preflight decides how a step is cut into batches."""
+    extras = train_extras(config)
+    return extras.fit == "auto" and extras.memory_preflight and not arguments.auto_find_batch_size
 
 
 def _attempt(
