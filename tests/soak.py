@@ -46,7 +46,13 @@ CHAINS = {
     "stages": ["download", "eval_base", "train", "export", "eval_finetuned"],
 }
 SHARES = {"pipeline": 1.0, "download": 0.05, "eval_base": 0.4, "train": 0.6, "export": 0.4, "eval_finetuned": 0.4}
-TIMED = ("samples_per_s", "tokens_per_s", "data_wait", "memory_gib")  # of a line of metrics, all but what is computed
+TIMED = (
+    "samples_per_s",
+    "tokens_per_s",
+    "mfu",
+    "data_wait",
+    "memory_gib",
+)  # of a line of metrics, all but what is computed
 COMPARED = ("model/*.safetensors", "deployment_model/*.safetensors", "evaluation/*.jsonl", "evaluation/*.json")
 COLORS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
 MOST_LIVES = 14  # disturbed ones of a chain; then it is left alone

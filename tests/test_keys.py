@@ -21,7 +21,7 @@ stage run trust_run threads
 dataset.on_bad_sample dataset.max_bad_share dataset.decode_memory_mib dataset.decode_timeout_s dataset.max_file_gib
 dataset.submission dataset.submission_id
 evaluation.batch_size evaluation.invariance_examples evaluation.suite
-train.gradient_audit train.memory_preflight train.fit train.on_divergence train.most_rewinds
+train.gradient_audit train.memory_preflight train.fit train.profile train.on_divergence train.most_rewinds
 train.per_device_eval_batch_size train.eval_accumulation_steps train.eval_use_gather_object train.eval_do_concat_batches
 train.activation_checkpointing train.gradient_checkpointing train.torch_empty_cache_steps
 train.dataloader_num_workers train.dataloader_pin_memory train.dataloader_persistent_workers

@@ -30,6 +30,7 @@ SPLITS = ("train", "validation", "test")
 PARTS = ("vision", "projector", "language")
 MEDIA = ("image", "video")
 NEEDS_TRAIN = ("train", "pipeline")  # stages that are of no use without a train split
+EVALUATING = ("eval_base", "pipeline")  # stages that ask the base model
 IN_CONVERSATION = ("question", "answer")  # roles for which a column of conversations (the role `messages`) stands
 
 
@@ -257,6 +258,7 @@ class TrainExtras:
     gradient_audit: str = "warn"  # error | warn | off: after the second step, name trained weights without a gradient
     memory_preflight: bool = True  # forward and backward on the heaviest batch of the training, before it begins
     fit: str = "none"  # auto: the preflight finds how few batches a step needs, and whether checkpointing | none
+    profile: int | None = count(None)  # write a trace and a table of so many steps; null: of none
     eval_generation_examples: int | None = count(None, least=0)  # of each evaluation; null: 200 if a metric needs them
     early_stopping_patience: int | None = count(None)  # end after so many evaluations without a better one; null: never
     tokens_per_batch: int | None = count(None)  # a process's batch, padding included; null: per_device_train_batch_size

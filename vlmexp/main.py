@@ -11,6 +11,7 @@ import importlib
 import inspect
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from yaml import YAMLError
 from vlmexp import command_line, confidential, distributed, mistyped, programs, quoting, terminal, trust
 from vlmexp.config import Config, schema_node, train_extras
 from vlmexp.data.sources import find_source
-from vlmexp.errors import UserError, closest, unknown, without_advice
+from vlmexp.errors import UserError, closest, shown, unknown, without_advice
 from vlmexp.evaluation.lookup import metric_names
 from vlmexp.files import read_json
 from vlmexp.interruption import Preempted, back_to_the_queue, keep_exit_code
@@ -53,6 +54,7 @@ STAGES = {
     "compare": "vlmexp.comparison.stage.compare",
 }
 READING = ("compare",)  # functions of the config alone: they read run directories and get none of their own
+_LONG_WORD = re.compile(r"\S{1000,}")  # which no sentence needs whole
 # What a library does not take is said before there is a directory; the others need a run, or no library.
 ASKING_LIBRARIES = ("preview", "eval_base", "train", "pipeline", "eval_finetuned", "predict")
 # What looks at runs and sweeps and opens none: functions of the options behind the name, called without Hydra.
@@ -345,7 +347,8 @@ def stop(error: Exception, directory: Path | None = None) -> NoReturn:
         code = 1
         where = f"The traceback is in {directory / 'train.log'}; " if directory else ""
         text = f"{type(error).__name__}: {error}\n{where}VLMEXP_TRACEBACK=1 prints the traceback."
-    print(f"vlmexp: {confidential.redacted(without_advice(text))}", file=sys.stderr)
+    text = _LONG_WORD.sub(lambda word: shown(word[0]), confidential.redacted(without_advice(text)))
+    print(f"vlmexp: {text}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -66,6 +66,12 @@ def test_a_question_without_words_leaves_no_empty_line(make_collator):
     assert user_text(make_collator(*FILES), item) == "Answer briefly."
 
 
+@pytest.mark.parametrize("text", ["{question", "question}", "What is {question ?"])
+def test_a_field_without_one_of_its_braces(make_collator, text):
+    with pytest.raises(UserError, match=r"dataset.prompt: \{?question\}? has one brace: write \{question\}\."):
+        make_collator(*FILES, f"dataset.prompt=['{text}']")
+
+
 def test_a_prompt_that_names_no_field(make_collator):
     with pytest.raises(UserError, match=r"dataset.prompt: \{hint\} is no field of this data set"):
         make_collator(*FILES, "dataset.prompt=['{hint}']")

@@ -12,7 +12,7 @@ from tests.data.clips import drawn
 from tests.data.test_duplicates import picture
 from tests.data.test_images import encoded
 from vlmexp.data.prepare import prepare
-from vlmexp.data.stage import download, load_split, prepared_data
+from vlmexp.data.stage import check_source, download, load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.files import read_json, read_jsonl
 from vlmexp.runs import Run
@@ -191,3 +191,33 @@ def test_options_that_change_no_data_prepare_none_again(tmp_path):
     assert folder(path="a") == folder(path="a", download=False) == folder(path="a", cache_dir="x")
     assert folder(path="a") != folder(path="b")
     assert READ == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("ending", "rows", "is_told"), [("csv", 2, True), ("jsonl", 2, True), ("csv", 500, True), ("jsonl", 500, False)]
+)
+def test_a_column_that_is_not_there_is_told_before_the_rows_are_read(compose, tmp_path, ending, rows, is_told):
+    path = tmp_path / f"train.{ending}"
+    row = {"image": "a.png", "question": "q?", "answer": "a"}
+    with path.open("w") as file:
+        if ending == "csv":
+            file.write("image,question,answer\n" + "a.png,q?,a\n" * rows)
+        else:
+            file.write(f"{json.dumps(row)}\n" * rows)
+    config = compose(
+        "stage=train", "dataset=files", f"dataset.options.train={path}", "dataset.test_fraction=0.1",
+        "dataset.metadata=[kind]",
+    )  # fmt: skip
+    if is_told:
+        with pytest.raises(UserError, match=r"dataset.metadata=kind: the train split has no column 'kind'"):
+            check_source(config)
+    else:
+        check_source(config)  # a later row may have it
+
+
+def test_an_evaluation_of_a_split_that_there_will_not_be(compose, tmp_path):
+    (tmp_path / "train.csv").write_text("image,question,answer\na.png,q?,a\n")
+    options = ["dataset=files", f"dataset.options.train={tmp_path}/train.csv", "dataset.test_fraction=0"]
+    with pytest.raises(UserError, match=r"evaluation.split=test: .*set dataset.test_fraction above 0"):
+        check_source(compose("stage=eval_base", *options))
+    check_source(compose("stage=train", *options))

@@ -85,7 +85,7 @@ def test_killed_at_every_kind_of_moment(cli, tmp_path, data_dir):
         "evaluation/finetuned_vlm_model_predictions.jsonl",
     ):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    timed = ("samples_per_s", "tokens_per_s", "data_wait", "memory_gib")
+    timed = ("samples_per_s", "tokens_per_s", "mfu", "data_wait", "memory_gib")
     lines = [
         [{k: v for k, v in row.items() if k not in timed} for row in read_jsonl(directory / "metrics.jsonl")]
         for directory in (first, second)

@@ -200,7 +200,7 @@ def test_lines_of_metrics_that_a_power_loss_took_are_written_anew(small, tmp_pat
 
     with Run.open(tmp_path, config, []) as run:
         train_model(config, run)
-        timed = ("samples_per_s", "tokens_per_s", "data_wait", "memory_gib")
+        timed = ("samples_per_s", "tokens_per_s", "mfu", "data_wait", "memory_gib")
         written, untimed = lines(), lines(*timed)
         assert [(row["step"], "eval_loss" in row) for row in written] == [(1, False), (2, False), (3, False), (3, True)]
         whole = (tmp_path / "metrics.jsonl").read_bytes()

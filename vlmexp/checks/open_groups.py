@@ -219,6 +219,11 @@ def _check_best_checkpoint(config: Config) -> None:
     """Where the best checkpoint is wanted, each must be evaluated."""
     train = config.train
     if not train.get("load_best_model_at_end", train.get("metric_for_best_model")):
+        if train.get("greater_is_better") is not None:
+            raise UserError(
+                f"train.greater_is_better={train['greater_is_better']} is about the best checkpoint, which nothing "
+                "asks for: name a metric with train.metric_for_best_model, or leave it out."
+            )
         return
     evaluated, saved = train.get("eval_strategy", "no"), train.get("save_strategy", "steps")
     if evaluated == "no":

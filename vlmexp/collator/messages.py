@@ -12,6 +12,7 @@ from vlmexp.errors import UserError, closest
 
 PROMPT = "{prompt}"  # the place of a data set's own prompt
 FIELD = re.compile(r"\{(\w+)\}")
+_HALF = re.compile(r"\{\w+\b(?!\})|(?<!\{)\b\w+\}")  # a field with one of its braces
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,14 @@ def check_fields(messages: Sequence[ChatMessage], roles: Sequence[str]) -> None:
         # The prompt must not hold what it asks for.
         known = [*roles, "system_prompt", *(["answer"] if message is messages[-1] else [])]
         for part in message.parts:
+            option = "dataset.prompt" if part.pieces else "collator.messages"
+            for half in _HALF.findall(part.text):
+                if half.strip("{}") in known:
+                    raise UserError(f"{option}: {half} has one brace: write {{{half.strip('{}')}}}.")
             for name in field_names(part.text):
                 if name not in known:
                     raise UserError(
-                        f"{'dataset.prompt' if part.pieces else 'collator.messages'}: {{{name}}} is no field of this "
+                        f"{option}: {{{name}}} is no field of this "
                         f"data set{closest(name, known) or '.'} The fields are: {', '.join(sorted(known))}."
                     )
 

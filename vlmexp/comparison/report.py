@@ -35,7 +35,17 @@ from vlmexp.report import LABELS, LOWEST_FIRST
 
 ANSWERING_RUNS = 20  # whose predictions are in the report
 CURVE_RUNS = 50
-CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm", "samples_per_s", "tokens_per_s", "data_wait", "memory_gib")
+CURVES = (
+    "loss",
+    "eval_loss",
+    "learning_rate",
+    "grad_norm",
+    "samples_per_s",
+    "tokens_per_s",
+    "mfu",
+    "data_wait",
+    "memory_gib",
+)
 CURVE_POINTS = 300  # of a curve, evenly chosen
 RECORDED = ("packages", "git", "data", "hardware", "model")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from vlmexp.data.shaping import Rows, shaped
 from vlmexp.data.shards import split_files
 from vlmexp.data.tables import READERS, read_rows
 from vlmexp.errors import UserError
+
+_ALIKE = (".csv", ".tsv", ".parquet")  # tables whose rows all have the same columns
+_FEW = 200  # rows, which are read in a moment
 
 
 def files(
@@ -54,6 +58,21 @@ def files(
     named = {"train": train, "validation": validation, "test": test}
     there = {split: _found(split, given) for split, given in named.items() if given}
     return {split: rows(split, found) for split, found in there.items()}
+
+
+def table_columns(options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The columns of each split whose tables tell them at once: their rows are all alike, or few."""
+    named = {split: options.get(split) for split in ("train", "validation", "test")}
+    known = {}
+    for split, given in named.items():
+        if not given:
+            continue
+        are_alike = all(path.suffix.lower() in _ALIKE for _, path in _found(split, given))
+        rows = iter(files(**{**options, **dict.fromkeys(named), split: given})[split])
+        first = list(itertools.islice(rows, 1 if are_alike else _FEW))
+        if are_alike or len(first) < _FEW:
+            known[split] = list(dict.fromkeys(column for row in first for column in row))
+    return known
 
 
 def _found(option: str, given: Any) -> list[tuple[str, Path]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmexp.data.hub import hub, refcoco
-from vlmexp.data.local_files import files
+from vlmexp.data.local_files import files, table_columns
 from vlmexp.data.shaping import Rows
 from vlmexp.data.vqav2 import vqav2, vqav2_files
 from vlmexp.errors import UserError, closest, unknown
@@ -106,6 +106,15 @@ def named_splits(name: str, options: Mapping[str, Any]) -> list[str] | None:
             raise UserError(f"dataset.options.path={path}: there is no such folder. An id of the Hub is ORG/NAME.")
         return None
     return list(find_source(name, options)(**options))
+
+
+def known_columns(name: str, options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The columns of a source's splits, where that is known without reading them.
+
+    Raises:
+        UserError: the first row cannot be read.
+    """
+    return table_columns(options) if name == "files" else {}
 
 
 def _takes_text(parameter: inspect.Parameter) -> bool:

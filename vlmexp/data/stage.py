@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmexp.config import NEEDS_TRAIN, Config, required_roles, used_columns
+from vlmexp.config import EVALUATING, NEEDS_TRAIN, Config, required_roles, used_columns
+from vlmexp.data.example import check_columns
 from vlmexp.data.examples import Examples
 from vlmexp.data.limits import Limits, set_limits
 from vlmexp.data.prepare import Prepared, prepare
-from vlmexp.data.sources import named_splits
+from vlmexp.data.sources import known_columns, named_splits
 from vlmexp.data.splits import require_train, resolved_splits
 from vlmexp.data.video_readers import resolve_library
 from vlmexp.errors import UserError
@@ -88,7 +89,7 @@ def prepared_data(config: Config, run: Run) -> Prepared:
 
 
 def check_source(config: Config) -> None:
-    """Raise a UserError for files and splits that the source has not; reads no rows."""
+    """Raise a UserError for files, splits and columns that the source has not; reads at most the first row of each."""
     dataset = config.dataset
     available = named_splits(dataset.source, dataset.options)
     if available is None:
@@ -96,6 +97,18 @@ def check_source(config: Config) -> None:
     wanted = resolved_splits(available, dataset.splits)
     if config.stage in NEEDS_TRAIN:
         require_train(available, wanted["train"] is not None)
+    split = config.evaluation.split
+    fraction = {"validation": dataset.validation_fraction, "test": dataset.test_fraction}.get(split, 0.0)
+    if config.stage in EVALUATING and wanted[split] is None and not fraction:
+        raise UserError(
+            f"evaluation.split={split}: the source has no such split (it has {', '.join(available)}), and none is "
+            f"taken out of train: set dataset.{split}_fraction above 0, or choose another split."
+        )
+    limit_decoding(config)  # a table is read within them
+    columns = {role: column for role, column in used_columns(config).items() if "." not in column}
+    for name, found in known_columns(dataset.source, dataset.options).items():
+        if found and name in wanted.values():
+            check_columns(columns, [*dataset.metadata, *dataset.kept], found, name)
 
 
 def limit_decoding(config: Config) -> None:

@@ -22,7 +22,7 @@ from vlmexp.models.fit import check_class, check_processor, check_type, check_we
 from vlmexp.models.generation import mend, valid_file
 from vlmexp.models.load_errors import LOADING_ERRORS, loading_error
 from vlmexp.models.modules import DEFAULT_PATTERNS, ModulePatterns
-from vlmexp.models.options import check_attention, check_model_options, check_pickles, check_processor_options
+from vlmexp.models.options import check_attention, check_formats, check_model_options, check_processor_options
 from vlmexp.models.processor_files import lost_class, named_classes
 from vlmexp.models.quantization import keep_trainable, quantization_config
 
@@ -31,7 +31,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 MODEL_AUTO, PROCESSOR_AUTO = "AutoModelForImageTextToText", "AutoProcessor"
 _NOTHING_TO_QUANTISE = "model.random_init=true has no weights to quantise: choose peft=lora or peft=none."
 # Arguments of from_pretrained that move the weights to files of other names.
-OTHER_FILES = {"use_safetensors", "variant", "subfolder", "gguf_file"}
+OTHER_FILES = {"use_safetensors", "variant", "subfolder"}
 Note = Callable[[str], None]  # told of everything that is done differently from what was asked
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def check_model(source: ModelSource, note: Note, weights: bool = True) -> Proces
     """
     if weights and quantization_config(source.quantization, source.modules) and source.random_init:
         raise UserError(_NOTHING_TO_QUANTISE)
-    check_pickles(source.model_kwargs.get("use_safetensors", True), source.trust_remote_code)
+    check_formats(source.model_kwargs, source.trust_remote_code)
     loader = _class(source, "model_class", MODEL_AUTO, note)
     config = _config(source)
     check_attention(source.attn_implementation)

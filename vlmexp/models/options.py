@@ -37,8 +37,14 @@ def check_attention(name: str | None) -> None:
         )
 
 
-def check_pickles(use_safetensors: Any, trust_remote_code: bool) -> None:
-    """Raise a UserError if weights may be read from pickles without the user's word for it."""
+def check_formats(options: Mapping[str, Any], trust_remote_code: bool) -> None:
+    """Raise a UserError for weights in GGUF, or if they may be read from pickles without the user's word for it."""
+    if options.get("gguf_file") is not None:
+        raise UserError(
+            f"model.model_kwargs.gguf_file={shown(str(options['gguf_file']))}: weights are read from safetensors, "
+            "which GGUF files are converted from: take the checkpoint that they were made of."
+        )
+    use_safetensors = options.get("use_safetensors", True)
     if not isinstance(use_safetensors, bool):
         raise UserError(f"model.model_kwargs.use_safetensors={shown(repr(use_safetensors))} must be true or false.")
     if not use_safetensors and not trust_remote_code:

@@ -133,6 +133,7 @@ class MetricsFile(TrainerCallback):
             line |= {
                 "samples_per_s": round(rate, 2),
                 "tokens_per_s": round(tokens_per_s, 1),
+                **self._utilization(tokens_per_s, args.world_size),
                 "data_wait": round(data_wait, 4),
                 "memory_gib": peak_memory_gib(),
             }
@@ -141,6 +142,13 @@ class MetricsFile(TrainerCallback):
         self._restart(state)  # an evaluation is no training time
         self.run.log_metrics(line, settled=control.should_save)  # a checkpoint is worth as much as the lines before it
         self.run.tracker.log(line)
+
+    def _utilization(self, tokens_per_s: float, processes: int) -> dict[str, float]:
+        """`mfu`, see vlmexp.training.flops; nothing where the operations were not counted."""
+        about = self.run.record.get("arithmetic")
+        if about is None:
+            return {}
+        return {"mfu": float(f"{tokens_per_s * about['flops_per_token'] / (about['peak_flops'] * processes):.4g}")}
 
     def _restart(self, state: TrainerState) -> None:
         self._last_step = state.global_step

@@ -73,9 +73,11 @@ from vlmexp.training.continuing import (
 from vlmexp.training.cuts import apply, first_cut, given_cut, smaller_cut
 from vlmexp.training.data import TrainingData, examples_after, examples_per_step, train_sampler, training_data
 from vlmexp.training.divergence import Diverged
+from vlmexp.training.flops import ArithmeticUse
 from vlmexp.training.learning_rates import require_parts
 from vlmexp.training.optimizers import check_optimizer
 from vlmexp.training.preflight import MemoryPreflight, TooLarge
+from vlmexp.training.profiling import StepProfile
 from vlmexp.training.rewinding import LOWERED, rewind_or_stop, rewinds
 from vlmexp.training.schedule import ScheduleNotes, require_steps
 from vlmexp.training.trainer import VlmTrainer
@@ -319,12 +321,14 @@ def build_trainer(
     seen = examples_after(sampler, arguments)
     a_step = seen(1) if extras.tokens_per_batch else examples_per_step(arguments)
     trainer.add_callback(ScheduleNotes(run.update, len(train), a_step, arguments.max_steps > 0))
+    keys = {split: found if collator.share_images else None for split, found in data.keys.items()}
     if extras.memory_preflight:
-        rows = {
-            split: (fitted, data.keys[split] if collator.share_images else None)
-            for split, fitted in data.splits.items()
-        }
+        rows = {split: (fitted, keys[split]) for split, fitted in data.splits.items()}
         trainer.add_callback(MemoryPreflight(trainer, sampler, rows["train"], rows.get("validation"), run.update))
+    if "arithmetic" not in run.record:
+        trainer.add_callback(ArithmeticUse(trainer, train, keys["train"], run.update))
+    if extras.profile is not None:
+        trainer.add_callback(StepProfile(extras.profile, run.path("profile")))
     if extras.gradient_audit != "off":
         trainer.add_callback(GradientAudit(extras.gradient_audit, part_of, run.update))
     if extras.early_stopping_patience is not None:
