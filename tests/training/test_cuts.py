@@ -109,6 +109,30 @@ def test_the_steps_are_the_same_however_they_are_cut(steps):
     assert same == [pytest.approx(losses, rel=1e-5), ids]
 
 
+@pytest.mark.parametrize("fit", ["auto", "none"])
+def test_memory_that_runs_out_in_a_step(steps, small, tmp_path, monkeypatch, fit):
+    """With `auto` the training goes on from its checkpoint in smaller batches, to the same end."""
+    _, losses, _ = steps("none")
+    step, ran_out = VlmTrainer.training_step, []
+
+    def limited(self, model, inputs, *arguments, **options):
+        if self.state.global_step == 3 and not ran_out:
+            ran_out.append(len(inputs["input_ids"]))
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        return step(self, model, inputs, *arguments, **options)
+
+    monkeypatch.setattr(VlmTrainer, "training_step", limited)
+    if fit == "none":
+        with pytest.raises(UserError, match=r"Memory ran out in a step with batches of 4 examples: continue with a sm"):
+            steps(fit)
+        return
+    record, *_ = steps(fit)
+    assert record["fit"] == {"batch_size": 4, "accumulation": 2, "gradient_checkpointing": False}
+    assert any("the training goes on from its last checkpoint with 4." in said for said in record["fallbacks"])
+    assert record["stages"]["train"]["resumed_from"] == "checkpoint-3"
+    assert record["stages"]["train"]["loss"] == pytest.approx(losses[-1], rel=1e-5)
+
+
 def test_what_never_fits_ends_in_the_advice(steps):
     with pytest.raises(UserError, match=r"per_device_train_batch_size=8 does not fit into memory.*Not even one"):
         steps("auto", refuses=lambda rows, checkpointing: True)

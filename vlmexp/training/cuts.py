@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from vlmexp.runs import Run
+from vlmexp.training.memory import is_out_of_memory
 from vlmexp.training.preflight import TRAIN_SIZE, TooLarge
 
 log = logging.getLogger(__name__)
@@ -73,15 +75,67 @@ def smaller_cut(tried: Cut, found: TooLarge, given: Cut, whole_batches: bool) ->
     return tried.of(given.batch_size if whole_batches else given.examples, checkpointing=True)
 
 
-def apply(cut: Cut, arguments: TrainingArguments) -> dict[str, Any]:
-    """Set the options of a training; returns what run.json says of it."""
-    arguments.per_device_train_batch_size = cut.batch_size // max(1, arguments.n_gpu)
-    arguments.gradient_accumulation_steps = cut.accumulation
-    arguments.activation_checkpointing = cut.checkpointing
-    about = dataclasses.asdict(cut)
-    about["gradient_checkpointing"] = about.pop("checkpointing")
-    log.info(
-        "A step is %d x %d examples of a process, %s gradient checkpointing (train.fit=auto).",
-        cut.accumulation, cut.batch_size, "with" if cut.checkpointing else "without",
-    )  # fmt: skip
-    return about
+class StepCut:
+    """How a run's steps are cut: as the options say, or by what has been found to fit so far.
+
+    Args:
+        searches: whether what fits is looked for.
+        has_begun: whether there is a checkpoint to go on from, which keeps the cut that it was made with.
+    """
+
+    def __init__(
+        self, run: Run, arguments: TrainingArguments, whole_batches: bool, searches: bool, has_begun: bool
+    ) -> None:
+        self._run, self._arguments = run, arguments
+        self._whole_batches, self._searches = whole_batches, searches
+        self._given = self._cut = given_cut(arguments)
+        if searches:
+            self._cut = first_cut(self._given, whole_batches, run.record.get("fit") if has_begun else None)
+
+    def apply(self) -> None:
+        """Set the options of the training, and record them."""
+        if not self._searches:
+            return
+        cut, arguments = self._cut, self._arguments
+        arguments.per_device_train_batch_size = cut.batch_size // max(1, arguments.n_gpu)
+        arguments.gradient_accumulation_steps = cut.accumulation
+        arguments.activation_checkpointing = cut.checkpointing
+        about = dataclasses.asdict(cut)
+        about["gradient_checkpointing"] = about.pop("checkpointing")
+        self._run.update(fit=about)
+        log.info(
+            "A step is %d x %d examples of a process, %s gradient checkpointing (train.fit=auto).",
+            cut.accumulation, cut.batch_size, "with" if cut.checkpointing else "without",
+        )  # fmt: skip
+
+    def lower(self, found: TooLarge) -> None:
+        """Take the next smaller cut; raises what was found if there is none."""
+        smaller = smaller_cut(self._cut, found, self._given, self._whole_batches) if self._searches else None
+        if smaller is None:
+            raise found
+        self._cut = smaller
+
+    def lower_within(self, error: BaseException) -> None:
+        """Take the next smaller cut after memory ran out in a step, for a training that goes on from its checkpoint.
+
+        Raises:
+            UserError: there is none, or other processes of the job are waiting for the step. What is no lack of memory
+                is raised as it is.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        cut = self._cut
+        fits = next((size for size in range(cut.batch_size // 2, 0, -1) if cut.examples % size == 0), 0)
+        text = (
+            f"Memory ran out in a step with batches of {cut.batch_size} examples: continue with a smaller "
+            f"train.per_device_train_batch_size, which with train.gradient_accumulation_steps makes {cut.examples}, or "
+            "with train.gradient_checkpointing=true."
+        )
+        found = TooLarge(text, TRAIN_SIZE, fits, can_checkpoint=True)
+        if self._arguments.world_size > 1:
+            raise found
+        self.lower(found)
+        self._run.note_fallback(
+            f"Memory ran out in a step with batches of {cut.batch_size} examples: the training goes on from its last "
+            f"checkpoint with {self._cut.batch_size}{' and gradient checkpointing' * self._cut.checkpointing}."
+        )

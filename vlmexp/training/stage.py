@@ -70,7 +70,7 @@ from vlmexp.training.continuing import (
     require_same_base,
     same_base,
 )
-from vlmexp.training.cuts import apply, first_cut, given_cut, smaller_cut
+from vlmexp.training.cuts import StepCut
 from vlmexp.training.data import TrainingData, examples_after, examples_per_step, train_sampler, training_data
 from vlmexp.training.divergence import Diverged
 from vlmexp.training.flops import ArithmeticUse
@@ -157,23 +157,20 @@ def _train(config: Config, run: Run) -> dict[str, Any]:
     collator = build_collator(config, processor)
     data = training_data(config, run, prepared, collator)
     require_steps(len(data.splits["train"]), arguments)
-    given, cuts = given_cut(arguments), finds_cut(config, arguments)
-    cut = first_cut(given, whole_batches, run.record.get("fit") if checkpoint else None) if cuts else given
+    cut = StepCut(run, arguments, whole_batches, finds_cut(config, arguments), has_begun=checkpoint is not None)
     scores = answer_scores(config, run, processor) if arguments.eval_strategy != "no" else None
     limit_decoding(config)  # again as the data to train on say
     while True:
-        if cuts:
-            run.update(fit=apply(cut, arguments))
+        cut.apply()
         try:
             return _attempt(config, run, source, processor, collator, data, arguments, scores, begun_with, checkpoint)
         except Diverged as diverged:
             extras = train_extras(config)
             rewind_or_stop(run, diverged, extras.on_divergence == "rewind", extras.most_rewinds)
         except TooLarge as found:
-            smaller = smaller_cut(cut, found, given, whole_batches) if cuts else None
-            if smaller is None:
-                raise
-            cut = smaller
+            cut.lower(found)
+        except (RuntimeError, MemoryError) as error:
+            cut.lower_within(error)
         checkpoint = newest_checkpoint(run, arguments)
         gc.collect()  # the model that diverged or did not fit, which its Trainer holds in a circle
         torch.cuda.empty_cache()
