@@ -22,6 +22,7 @@ dataset.on_bad_sample dataset.max_bad_share dataset.decode_memory_mib dataset.de
 dataset.submission dataset.submission_id
 evaluation.batch_size evaluation.invariance_examples evaluation.suite
 train.gradient_audit train.memory_preflight train.fit train.profile train.on_divergence train.most_rewinds
+train.cache_vision_features
 train.per_device_eval_batch_size train.eval_accumulation_steps train.eval_use_gather_object train.eval_do_concat_batches
 train.activation_checkpointing train.gradient_checkpointing train.torch_empty_cache_steps
 train.dataloader_num_workers train.dataloader_pin_memory train.dataloader_persistent_workers

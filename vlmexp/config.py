@@ -256,6 +256,7 @@ class TrainExtras:
     vision_learning_rate: float | None = None  # null: train.learning_rate
     projector_learning_rate: float | None = None  # null: train.learning_rate
     gradient_audit: str = "warn"  # error | warn | off: after the second step, name trained weights without a gradient
+    cache_vision_features: str = "auto"  # auto | on | off: a frozen tower looks at each picture once for all epochs
     memory_preflight: bool = True  # forward and backward on the heaviest batch of the training, before it begins
     fit: str = "none"  # auto: the preflight finds how few batches a step needs, and whether checkpointing | none
     profile: int | None = count(None)  # write a trace and a table of so many steps; null: of none

@@ -74,7 +74,7 @@ NOT_IN_KEY = (
     )),
     "evaluation.batch_size", "evaluation.invariance_examples",
     "evaluation.suite",  # it adds results and changes none
-    "train.gradient_audit", "train.memory_preflight", "train.fit", "train.profile",
+    "train.gradient_audit", "train.memory_preflight", "train.fit", "train.profile", "train.cache_vision_features",
     "train.on_divergence", "train.most_rewinds",  # what becomes of a training that failed; run.json tells what has
     "train.per_device_eval_batch_size", "train.eval_accumulation_steps", "train.eval_use_gather_object",
     "train.eval_do_concat_batches",

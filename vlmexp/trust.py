@@ -104,8 +104,9 @@ _RULES: dict[str, Rule] = {
     )},
     "train": _is_number,
     **{f"train.{name}": _is_name for name in (
-        "gradient_audit", "on_divergence", "fit", "optim", "lr_scheduler_type", "logging_strategy", "eval_strategy",
-        "save_strategy", "log_level", "log_level_replica", "train_sampling_strategy",
+        "gradient_audit", "cache_vision_features", "on_divergence", "fit", "optim", "lr_scheduler_type",
+        "logging_strategy", "eval_strategy", "save_strategy", "log_level", "log_level_replica",
+        "train_sampling_strategy",
         "dataloader_multiprocessing_context", "torch_compile_backend", "torch_compile_mode",
         "include_num_input_tokens_seen",
     )},

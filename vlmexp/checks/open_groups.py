@@ -26,6 +26,7 @@ from vlmexp.signatures import (
 SAMPLING_ORDERS = ("random", "group_by_length")
 AUDITS = ("error", "warn", "off")
 FITS = ("auto", "none")
+CACHES = ("auto", "on", "off")
 ON_DIVERGENCE = ("stop", "rewind")
 RATES_OF_THEIR_OWN = ("reduce_lr_on_plateau", "greedy")  # schedules that follow a metric
 OPTIMIZERS_WITH_OWN_GROUPS = ("galore", "apollo", "lomo", "adalomo")  # beginnings of names of train.optim
@@ -161,6 +162,7 @@ def _check_train(config: Config) -> None:
     check_names(config.train)
     check_choice("train.gradient_audit", train_extras(config).gradient_audit, AUDITS)
     check_choice("train.fit", train_extras(config).fit, FITS)
+    check_choice("train.cache_vision_features", train_extras(config).cache_vision_features, CACHES)
     _check_divergence(config)
     check_ranges(config.train)
     order = config.train.get("train_sampling_strategy", "random")

@@ -11,6 +11,7 @@ from transformers import ProcessorMixin
 
 from vlmexp.collator.boxes import Notation, UnusableBox, View, Views
 from vlmexp.collator.encode import Row, append_answer, encode_prompts, sharing_key
+from vlmexp.collator.features import StoredFeatures
 from vlmexp.collator.media import MediaOptions, limited
 from vlmexp.collator.prompt import PromptTemplate
 from vlmexp.collator.sharing import BRANCHES, PADDING, pack
@@ -52,6 +53,7 @@ class Collator:
         end_of_turn: the token that ends an answer; None: that of the chat template, or else the tokenizer's EOS.
         share_images: put all questions of a batch about the same media behind one prefix.
         boxes: how the model writes boxes.
+        features: of pictures that the model need not look at again.
     """
 
     processor: ProcessorMixin
@@ -61,6 +63,7 @@ class Collator:
     share_images: bool = False
     end_of_turn: str | None = None
     boxes: Notation = field(default_factory=Notation)
+    features: StoredFeatures | None = None
 
     def __post_init__(self) -> None:
         tokenizer = self.processor.tokenizer
@@ -156,7 +159,9 @@ class Collator:
         ]
 
     def _encoded(self, examples: Sequence[Example], once_per_media: bool) -> tuple[list[Row], dict[str, torch.Tensor]]:
-        return encode_prompts(self.processor, self.template, examples, once_per_media, self.media, self.media_ids)
+        return encode_prompts(
+            self.processor, self.template, examples, once_per_media, self.media, self.media_ids, self.features
+        )
 
     def _padded(
         self, rows: list[Row], labels: list[list[int]] | None, branches: list[list[int]] | None, left: bool = False

@@ -6,14 +6,16 @@ tokenizer alone and the expanded placeholders from the first: exactly what the p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import ProcessorMixin
 
-from vlmexp.collator.media import MediaOptions, media_arguments, media_key
+from vlmexp.collator.features import StoredFeatures, without_pixels
+from vlmexp.collator.media import MediaOptions, blank_arguments, media_arguments, media_key, media_shape
 from vlmexp.collator.prompt import PromptTemplate
 from vlmexp.collator.said import placeholders, said_tokens
 from vlmexp.data.example import Example
@@ -38,6 +40,9 @@ class Row:
         return len(self.sequences["input_ids"])
 
 
+Processed = tuple[list[Row], dict[str, torch.Tensor]]  # prompts' rows, and the inputs that are not of a token each
+
+
 def encode_prompts(
     processor: ProcessorMixin,
     template: PromptTemplate,
@@ -45,6 +50,7 @@ def encode_prompts(
     once_per_media: bool,
     options: MediaOptions,
     media_ids: Collection[int],
+    features: StoredFeatures | None = None,
 ) -> tuple[list[Row], dict[str, torch.Tensor]]:
     """Token rows of the prompts, and the media inputs of the batch.
 
@@ -53,6 +59,8 @@ def encode_prompts(
 
     Args:
         media_ids: the tokens that stand for media.
+        features: where they are there for all media of the batch, they stand in the place of pixels, and no picture is
+            decoded.
     """
     prompts = [template.prompt(example) for example in examples]
     texts = [prompt.text for prompt in prompts]
@@ -66,19 +74,23 @@ def encode_prompts(
     chosen = list(first.values()) if once_per_media else [i for i, key in enumerate(keys) if key]
     rows: list[Row | None] = [None] * len(examples)
     media: list[dict[str, torch.Tensor]] = []
-    for together in _calls(examples, chosen):
-        batch = processor(
-            text=[template.processor_text(texts[i]) for i in together],
-            padding=True, padding_side="right", return_tensors="pt",
-            **media_arguments([examples[i] for i in together], options),
-            **special_token_arguments(processor, texts[together[0]]),
-        )  # fmt: skip
-        sequences, inputs = _split(batch)
+    given = features.given([examples[index] for index in chosen], options) if features and chosen else None
+
+    def processed(together: list[int], arguments: dict[str, Any]) -> Processed:
+        its = [raw[index] for index in together]
+        return _processed(processor, template, [texts[index] for index in together], its, arguments, media_ids)
+
+    for together in [[index] for index in chosen] if given else _calls(examples, chosen):
+        if features and given:
+            shape, head = media_shape(examples[together[0]], options), template.head(texts[together[0]])
+            blank = partial(processed, together, blank_arguments(shape))
+            made, inputs = _of_sizes(features, (shape, head), raw[together[0]], blank)
+        else:
+            made, inputs = processed(together, media_arguments([examples[index] for index in together], options))
         media.append(inputs)
-        for position, index in enumerate(together):
-            length = int(sequences["attention_mask"][position].sum())
-            tokens = {name: values[position, :length].tolist() for name, values in sequences.items()}
-            rows[index] = Row(tokens, length, keys[index], _media_end(raw[index], tokens["input_ids"], media_ids))
+        for index, its_row in zip(together, made, strict=True):
+            its_row.media_key = keys[index]
+            rows[index] = its_row
     for index, row in enumerate(rows):
         if row is None and keys[index]:
             source = first[keys[index]]
@@ -94,7 +106,52 @@ def encode_prompts(
             marks = [match.span() for match in placeholders(processor).finditer(prompt.text)]
             row.said = said_tokens(prompt.said, offsets, marks, ids, row.sequences["input_ids"])
     _fill_missing_sequences(complete)
-    return complete, _joined(media)
+    return complete, _joined(media) | (given or {})
+
+
+def _processed(
+    processor: ProcessorMixin,
+    template: PromptTemplate,
+    texts: Sequence[str],
+    raw: Sequence[list[int]],
+    arguments: dict[str, Any],
+    media_ids: Collection[int],
+) -> Processed:
+    """What the processor makes of prompts with their media: rows, and the inputs that are not of a token each."""
+    batch = processor(
+        text=[template.processor_text(text) for text in texts],
+        padding=True, padding_side="right", return_tensors="pt",
+        **arguments,
+        **special_token_arguments(processor, texts[0]),
+    )  # fmt: skip
+    sequences, inputs = _split(batch)
+    rows = []
+    for position, ids in enumerate(raw):
+        length = int(sequences["attention_mask"][position].sum())
+        tokens = {name: values[position, :length].tolist() for name, values in sequences.items()}
+        rows.append(Row(tokens, length, (), _media_end(ids, tokens["input_ids"], media_ids)))
+    return rows, inputs
+
+
+def _of_sizes(features: StoredFeatures, key: Any, raw: list[int], blank: Callable[[], Processed]) -> Processed:
+    """A row with the tokens of its media, and the inputs that depend on sizes alone.
+
+    Args:
+        key: the sizes of the media and the text up to their end, for which tokens are made once.
+        raw: the prompt's tokens, placeholders not expanded.
+        blank: makes them of black media of these sizes.
+    """
+    if key not in features.rows or not _begins_alike(*features.rows[key][:2], raw):
+        (row,), inputs = blank()
+        features.remember(key, (row, raw, without_pixels(inputs)))
+    features.rows.move_to_end(key)
+    source, source_raw, sizes = features.rows[key]
+    return [_with_media_of(source, source_raw, raw)], sizes
+
+
+def _begins_alike(source: Row, source_raw: list[int], raw: list[int]) -> bool:
+    head = len(source_raw) - (source.prompt_length - source.media_end)
+    return raw[:head] == source_raw[:head]
 
 
 def sharing_key(template: PromptTemplate, example: Example, text: str, options: MediaOptions) -> tuple[str, ...]:

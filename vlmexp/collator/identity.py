@@ -17,7 +17,7 @@ from vlmexp.files import digest, file_digest
 _LIBRARIES = ("transformers", "tokenizers", "pillow", "av")
 _ROOMS = ("collator", "data", "models")  # of this package: the code that makes tokens
 # Attributes that change no count, that other attributes decide, or that are described on their own.
-_ASIDE = {"processor", "template", "masking", "share_images", "media_ids", "_special", "_rendered", "views"}
+_ASIDE = {"processor", "template", "masking", "share_images", "media_ids", "_special", "_rendered", "views", "features"}
 
 
 def collator_identity(collator: Collator) -> str:
@@ -26,15 +26,27 @@ def collator_identity(collator: Collator) -> str:
     That is the tokenizer, the image and video processors, the chat template and the messages, how media are decoded,
     and the code: this package's, the libraries' and, where it comes with a model, the processor's.
     """
-    processor: Any = collator.processor
-    parts = [part for name in processor.get_attributes() if (part := getattr(processor, name, None)) is not None]
+    tokenizer = collator.processor.tokenizer
     about = {
         "collator": _attributes(collator),
         "template": _attributes(collator.template),
-        "chat_template": processor.chat_template,
+        "chat_template": collator.processor.chat_template,
+        "tokenizer": [_tokenizer(tokenizer), [file_digest(Path(file)) for file in _source_files([tokenizer])]],
+        "looks": looks_identity(collator),
+    }
+    return digest(about)
+
+
+def looks_identity(collator: Collator) -> str:
+    """A hash that changes with whatever may change the pixels that the model sees of a file."""
+    processor: Any = collator.processor
+    parts = [part for name in processor.get_attributes() if (part := getattr(processor, name, None)) is not None]
+    seeing = [part for part in parts if not hasattr(part, "get_vocab")]
+    about = {
+        "media": repr(collator.media),
         "processor": {name: repr(value) for name, value in vars(processor).items() if _is_plain(value)},
-        "parts": [_tokenizer(part) if hasattr(part, "get_vocab") else repr(part.to_dict()) for part in parts],
-        "sources": [file_digest(Path(file)) for file in _source_files([processor, *parts])],
+        "parts": [repr(part.to_dict()) for part in seeing],
+        "sources": [file_digest(Path(file)) for file in _source_files([processor, *seeing])],
         "code": _own_code(),
         "versions": {library: version(library) for library in _LIBRARIES},
     }

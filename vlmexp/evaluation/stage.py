@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmexp import distributed
-from vlmexp.config import Config
+from vlmexp.collator.batch import Collator
+from vlmexp.collator.lengths import Fitted
+from vlmexp.config import Config, peft_extras, train_extras
 from vlmexp.data.example import Example
 from vlmexp.data.images import small_image
 from vlmexp.data.prepare import Prepared
@@ -35,12 +38,14 @@ from vlmexp.evaluation.row import row_of
 from vlmexp.evaluation.score import summarise
 from vlmexp.evaluation.suite import BASE, FINETUNED, print_suite, suite_result, take_over
 from vlmexp.evaluation.trained import as_trained, check_data, find_training_run, load_finetuned
+from vlmexp.evaluation.vision_cache import FOLDER, pictures_of, use_stored_features
 from vlmexp.evaluation.vqa import ANNOTATORS, vqa_accuracy
 from vlmexp.files import read_json, write_json, write_jsonl
 from vlmexp.models.checkpoint import fingerprint
+from vlmexp.models.encoders import Encoder
 from vlmexp.models.fit import check_forward
 from vlmexp.models.load import check_model, commit, device_name, load_model
-from vlmexp.parts import build_collator, model_source, set_threads
+from vlmexp.parts import build_collator, model_source, module_patterns, set_threads, shares_images
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
 from vlmexp.suites import evaluated
@@ -186,6 +191,7 @@ def evaluate_model(
     fitted = fitted_questions(config, run, collator, examples, evaluation.split)
     if len(fitted):
         check_forward(config.model.id, model, processor, collator.prompts([fitted[0]]))
+        keep_features(config, run, model, collator, fitted, examples.media_keys(), name)
     rows = [examples[int(index)] for index in fitted.kept]
     asked, lengths = list(fitted), fitted.lengths.tolist()
     identity = identity_of(config, model, weights, prepared.fingerprint, max_new_tokens)
@@ -233,6 +239,32 @@ def evaluate_model(
         write_json(run.path("evaluation", f"{name}_evaluation.json"), result)
     made = {"generated": asker.generated, "taken_from_disk": asker.taken_from_disk}
     return {"n": result["n"], "metrics": result["metrics"], "answers": made}
+
+
+def keep_features(
+    config: Config, run: Run, model: PreTrainedModel, collator: Collator, fitted: Fitted, keys: np.ndarray, name: str
+) -> None:
+    """Have the vision tower look at every picture once, for the evaluations before and after a training."""
+    if config.evaluation.generation:  # beams and samples repeat what belongs to a picture, each family in its own way
+        return
+    own = fitted.media_keys(keys)
+    pictures = pictures_of(fitted, own)
+    trains_it = not {"vision", "projector"}.isdisjoint(peft_extras(config).train_parts)
+    evaluations = 2.0 if config.stage == "pipeline" and not trains_it else 1.0
+    shared = shares_images(config, collator, own, with_loss=False)
+    about = use_stored_features(
+        model,
+        lambda: Encoder(model, module_patterns(config)),
+        [collator],
+        pictures,
+        evaluations if shared else evaluations * len(fitted) / max(1, len(pictures.examples)),
+        train_extras(config).cache_vision_features,
+        Path(config.paths.data).expanduser() / FOLDER,
+        None,
+        run.note_fallback,
+        run.interruption.check,
+    )
+    run.update(vision_features={**run.record.get("vision_features", {}), name: about})
 
 
 def note_few_answers(run: Run, examples: list[Example], metrics: Sequence[str]) -> None:

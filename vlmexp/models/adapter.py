@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from vlmexp.errors import UserError, closest
 from vlmexp.models.adapter_kinds import KEPT_CLASSES, require_kept
 from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS, ModulePatterns
+from vlmexp.models.patches import embed_patches_by_product
 
 
 def peft_config(class_name: str | None, options: Mapping[str, Any]) -> peft.PeftConfig | None:
@@ -82,6 +83,7 @@ def attach(
         if isinstance(module, ModulesToSaveWrapper):
             for own in module.modules_to_save.values():
                 _hold_in_float32(own)
+    embed_patches_by_product(adapted)  # an adapter of a convolution has one of its own
     _try_to_merge(adapted)
     return adapted
 

@@ -23,6 +23,7 @@ from vlmexp.models.generation import mend, valid_file
 from vlmexp.models.load_errors import LOADING_ERRORS, loading_error
 from vlmexp.models.modules import DEFAULT_PATTERNS, ModulePatterns
 from vlmexp.models.options import check_attention, check_formats, check_model_options, check_processor_options
+from vlmexp.models.patches import embed_patches_by_product, note_slow_convolutions
 from vlmexp.models.processor_files import lost_class, named_classes
 from vlmexp.models.quantization import keep_trainable, quantization_config
 
@@ -146,6 +147,7 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
         torch.manual_seed(seed)
         drawn = _build(loader)(config).to(dtype=dtype, device="cpu" if on_cpu else "cuda").eval()
         mend(drawn, source.id, note)
+        embed_patches_by_product(drawn)
         return drawn
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **source.model_kwargs}
     if not on_cpu:
@@ -171,6 +173,8 @@ def load_model(source: ModelSource, note: Note, seed: int = 0) -> PreTrainedMode
     check_weight_names(source.id, model, info, source.modules, note)
     keep_trainable(model)
     mend(model, source.id, note)
+    embed_patches_by_product(model)
+    note_slow_convolutions(model, torch.__version__, not on_cpu, note)
     return model.eval()
 
 

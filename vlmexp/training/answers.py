@@ -36,6 +36,7 @@ class AnswerScores:
         prefix: before the names of the values.
 
     Attributes:
+        collator: of the questions.
         names: of the values, the main one first, without those that answers as short as the accepted ones never have.
     """
 
@@ -55,7 +56,7 @@ class AnswerScores:
         accepted = [example.answers for example in examples]
         undefined = without_value(metrics, [" ".join(given) for given in accepted], accepted)
         self.names = [f"{prefix}{name}" for name in metric_names(metrics) if name not in undefined]
-        self._collator, self._metrics, self._options, self._prefix = collator, metrics, options, prefix
+        self.collator, self._metrics, self._options, self._prefix = collator, metrics, options, prefix
         self._tags = reasoning_tags
         self._batch_size, self._max_new_tokens, self._share_images = batch_size, max_new_tokens, share_images
 
@@ -64,13 +65,13 @@ class AnswerScores:
         replies: dict[int, Reply] = {}
         with undisturbed(model):
             own = generate_answers(
-                model, self._collator, self.examples, self.examples.lengths.tolist(),
+                model, self.collator, self.examples, self.examples.lengths.tolist(),
                 self._batch_size, self._max_new_tokens, self._options, "answer", share_images=self._share_images,
                 rank=distributed.rank(), ranks=distributed.world_size(), on_batch=replies.update,
                 reasoning_tags=self._tags,
             )  # fmt: skip
         answers = ["".join(parts) for parts in zip(*distributed.gathered(own), strict=True)]
-        rows = [row_of(example, self._tags, self._collator.view(example)) for example in self.examples]
+        rows = [row_of(example, self._tags, self.collator.view(example)) for example in self.examples]
         _, summary = summarise(answers, rows, self._metrics)
         cut = sum(distributed.gathered(sum(reply.cut for reply in replies.values())))
         # A model that says less than the accepted answers do has no more than 0 of a value that they could have.

@@ -29,13 +29,16 @@ from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import limit_decoding, load_split, prepared_data
 from vlmexp.errors import UserError
 from vlmexp.evaluation.answers import answer_limit, check_decoding
+from vlmexp.evaluation.vision_cache import FOLDER, pictures_of, use_stored_features
 from vlmexp.export.stage import check_export, export_model, keep_answers, publish
 from vlmexp.models.adapter import attach, trainable_parameters, try_to_attach
 from vlmexp.models.adapter_kinds import moves_base
 from vlmexp.models.adapter_start import Start, begin_with, load_start, save_start, start_of
 from vlmexp.models.checkpoint import file_sizes
+from vlmexp.models.encoders import Encoder
 from vlmexp.models.export import public_id, save_adapter
 from vlmexp.models.fit import check_forward
+from vlmexp.models.gradients import demand_no_idle_gradients
 from vlmexp.models.load import ModelSource, check_model, commit, device_name, empty_model, load_model
 from vlmexp.parts import (
     adapter_config,
@@ -196,8 +199,13 @@ def _attempt(
     checkpoint: Path | None,
 ) -> dict[str, Any]:
     """From the model as it is loaded, or from a checkpoint, to `model/`; raises Diverged."""
+    collator.features = None  # those of an attempt before go with its model
     model = model_to_train(config, run, source, processor, collator.prompts([data.splits["train"][0]]))
     start = adapter_start(config, run, model)
+    checkpointing: Any = arguments.activation_checkpointing_kwargs or {}
+    demand_no_idle_gradients(model, bool(checkpointing.get("use_reentrant", True)))
+    answering = [scores.collator] if scores and not config.evaluation.generation else []  # as in the evaluations
+    keep_features(config, run, model, [collator, *answering], data, arguments)
     trainer = build_trainer(config, run, model, collator, data, arguments, scores, begun_with)
 
     run.forget_metrics_after(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
@@ -282,6 +290,37 @@ def adapter_start(config: Config, run: Run, model: PreTrainedModel | PeftModel) 
     elif run.is_main:
         save_start(start_of(model), path)
     return start_of(model)
+
+
+def keep_features(
+    config: Config,
+    run: Run,
+    model: PreTrainedModel | PeftModel,
+    collators: list[Collator],
+    data: TrainingData,
+    arguments: TrainingArguments,
+) -> None:
+    """Have a frozen vision tower look at every picture once, if that is wanted and possible; run.json tells."""
+    pictures = {split: pictures_of(fitted, data.keys[split]) for split, fitted in data.splits.items()}
+    count, sets = len(data.splits["train"]), len(pictures["train"].examples)
+    epochs = float(arguments.num_train_epochs)
+    if arguments.max_steps > 0:
+        epochs = arguments.max_steps * examples_per_step(arguments) / count
+    precision = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    with run.interruption.deferred():
+        about = use_stored_features(
+            model,
+            lambda: Encoder(model, module_patterns(config)),
+            collators,
+            pictures["train"] + pictures["validation"] if arguments.eval_strategy != "no" else pictures["train"],
+            epochs if collators[0].share_images else epochs * count / max(1, sets),
+            train_extras(config).cache_vision_features,
+            Path(config.paths.data).expanduser() / FOLDER,
+            precision,
+            run.note_fallback,
+            run.interruption.check,
+        )
+    run.update(vision_features={**run.record.get("vision_features", {}), "train": about})
 
 
 def build_trainer(

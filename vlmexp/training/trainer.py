@@ -81,6 +81,7 @@ class VlmTrainer(Trainer):
         self._part_rates: dict[str, float] = {}
         self._rate_factor, self._watch = rate_factor, StepWatch()
         self._eval_loader: DataLoader[Any] | None = None
+        self._operations: int | None = None  # of a number in a batch, as the Trainer counts them
         self._not_finite: list[str] = []  # the examples in batches of the last evaluation whose loss is not finite
         super().__init__(*args, **kwargs)
         self._collate: Any = self.data_collator
@@ -125,6 +126,15 @@ class VlmTrainer(Trainer):
         """The inputs of a batch, on the CPU."""
         batch: dict[str, torch.Tensor] = self._collate(examples)
         return batch
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the Trainer counts them, but for the parameters, which it would count anew for every batch."""
+        owner: Any = self.model
+        if (numbers := inputs[owner.main_input_name].numel() if owner.main_input_name in inputs else 0) == 0:
+            return super().floating_point_ops(inputs)
+        if self._operations is None:
+            self._operations = super().floating_point_ops(inputs) // numbers
+        return self._operations * numbers
 
     def rehearse(self, batch: dict[str, torch.Tensor]) -> None:
         """Forward and backward pass of a batch, as a training step makes them; the gradients stay.
@@ -207,16 +217,18 @@ class VlmTrainer(Trainer):
         for part in list[Any]((model, self.optimizer)):  # some optimizers have weights of their own for evaluation
             if callable(getattr(part, "eval", None)):
                 part.eval()
-        summed, tokens, bad = 0.0, 0, list[str]()
+        names, made = list[list[str]](), list[torch.Tensor]()  # of each batch; read from the device once
         for batch in dataloader:
-            ids = batch.pop(IDS)
+            names.append(batch.pop(IDS))
             inputs = self._prepare_inputs(batch)
-            labelled = int(labelled_tokens(inputs["labels"]))
             with torch.no_grad(), self.compute_loss_context_manager():
-                loss = float(self.compute_loss(model, inputs)) if labelled else 0.0
-            summed, tokens = summed + loss * labelled, tokens + labelled
-            bad = bad if bad or math.isfinite(loss) else ids
+                loss = self.compute_loss(model, inputs)
+            made.append(torch.stack([loss.double(), labelled_tokens(inputs["labels"]).double()]))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        summed, tokens, bad = 0.0, 0, list[str]()
+        for ids, (value, labelled) in zip(names, torch.stack(made).tolist() if made else (), strict=True):
+            summed, tokens = summed + value * labelled, tokens + int(labelled)
+            bad = bad if bad or math.isfinite(value) else ids
         ranks = distributed.gathered((summed, tokens, bad))
         self._not_finite = [name for _, _, ids in ranks for name in ids]
         mean = sum(part for part, _, _ in ranks) / max(1, sum(number for _, number, _ in ranks))
