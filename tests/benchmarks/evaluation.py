@@ -1,129 +1,100 @@
-"""Questions a second in evaluation: one by one, in plain batches, and with shared images, all in one run.
-
-The last two also without a thread that prepares the next batches meanwhile. Then answers are ranked.
-
-    python -m tests.benchmarks.evaluation
-
-Two kinds of data: as easy-VQA's (9 or 10 questions on an image of 16 tokens) and as VQA v2's (5 or 6 questions on an
-image of 256 to 576 tokens). The ways take turns, so that a noisy machine is as noisy to each.
-"""
+"""Questions a second of an evaluation through the command line, beside one question after the other."""
 
 from __future__ import annotations
 
-import functools
-import random
-import tempfile
-import time
-from collections.abc import Callable
+import json
+import shutil
+import statistics
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
+from tests.benchmarks.processes import Unavailable, in_turns, spent, spread, table
+from tests.benchmarks.shapes import EASY_VQA, VQA_V2, write_splits
+from tests.benchmarks.training import checkpoint
+from vlmexp.files import read_jsonl
 
-from vlmexp.collator.batch import Collator, Masking
-from vlmexp.collator.lengths import token_lengths
-from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate
-from vlmexp.data.example import Example
-from vlmexp.evaluation.generate import generate_answers
-from vlmexp.evaluation.ranking import rank_answers
-from vlmexp.models.load import ModelSource, load_model, load_processor
-
-ROUNDS = 3
+TITLE = "Evaluation"
+MINUTES = 8
 NEW_TOKENS = 8
-KINDS = {"as easy-VQA": (12, (9, 10), (64, 64)), "as VQA v2": (12, (5, 6), (256, 384))}  # images, questions, pixels
-WAYS = {  # questions in a batch, shared images, batches that are prepared beforehand
-    "one by one": (1, False, 2),
-    "batches of 8": (8, False, 2),
-    "batches of 32": (32, False, 2),
-    "batches of 32, no overlap": (32, False, 0),
-    "shared images, 32": (32, True, 2),
-    "shared images, 32, no overlap": (32, True, 0),
-}
-RANKED = 24  # questions
-RANKING_WAYS = {"one prompt a candidate": False, "shared prompts": True}
-CHOICES = "yes no red blue green yellow black gray teal brown circle triangle rectangle".split()
-WORDS = "what color is the shape does this image contain a circle how many are there is it red or blue".split()
+FEW = 8  # questions of the run whose seconds are taken off
+ABOUT = f"""
+`python -m vlmexp stage=eval_base` with its defaults, {NEW_TOKENS} new tokens, one thread, and `generate()` for one
+question after the other. Of the command line's seconds those of a run with {FEW} questions are taken off: imports,
+loading, scoring.
+"""
 
 
-def questions(folder: Path, images: int, counts: tuple[int, int], sides: tuple[int, int]) -> list[Example]:
-    """Random questions about images of noise."""
-    rng = random.Random(0)
-    examples = []
-    for number in range(images):
-        size = (rng.randrange(sides[0], sides[1] + 1, 16), rng.randrange(sides[0], sides[1] + 1, 16))
-        path = folder / f"{number}-{size}.png"
-        noise = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-        for _ in range(rng.randint(*counts)):
-            text = " ".join(rng.sample(WORDS, rng.randint(3, 9))) + "?"
-            examples.append(Example(str(len(examples)), {"question": text}, (), (path,)))
-    return examples
+@dataclass(frozen=True)
+class Answered:
+    """Answers, and seconds for `count` of them."""
+
+    seconds: float
+    count: int
+    answers: list[str]
+
+    @property
+    def rate(self) -> float:
+        return self.count / self.seconds
 
 
-def main() -> None:
-    """Print a table for each kind of data."""
-    torch.set_num_threads(1)
-    source = ModelSource("vlmexp:tiny")
-    model, processor = load_model(source, print), load_processor(source, print)
-    turns = [
-        ChatMessage("user", (MessagePart("image"), MessagePart("text", "{question}"))),
-        ChatMessage("assistant", (MessagePart("text", "{answer}"),)),
-    ]
-    collator = Collator(processor, PromptTemplate(processor, turns, "", ["question"]), Masking(prompt=True))
-    for kind, shape in KINDS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            examples = questions(Path(folder), *shape)
-            lengths = token_lengths(collator, examples, with_answer=False)
-            compare(
-                f"{kind}: {len(examples)} questions",
-                {
-                    name: functools.partial(
-                        generate_answers, model, collator, examples, lengths, size, NEW_TOKENS,
-                        share_images=shared, ahead=ahead,
-                    )
-                    for name, (size, shared, ahead) in WAYS.items()
-                },
-            )  # fmt: skip
-            compare(
-                f"{kind}: {len(CHOICES)} candidates for {RANKED} answers ranked",
-                {
-                    name: functools.partial(likeliest, model, collator, examples[:RANKED], lengths[:RANKED], shared)
-                    for name, shared in RANKING_WAYS.items()
-                },
-            )
+def measure(folder: Path, rounds: int, questions: int = 192) -> str:
+    """A table of two data sets."""
+    model, rows = checkpoint(folder), list[list[str]]()
+    for name, shape in {"as easy-VQA": EASY_VQA, "as VQA v2": VQA_V2}.items():
+        place = folder / name.replace(" ", "-")
+        data = write_splits(shape, FEW, place, questions).with_name("test.jsonl")
+        found = in_turns(
+            {
+                "one by one": lambda _, data=data, place=place: one_by_one(model, data, place / "one"),
+                "vlmexp": lambda _, data=data, place=place: ours(model, data, place, questions),
+            },
+            rounds,
+        )
+        first = found["one by one"]
+        assert not isinstance(first, str)
+        for way, answered in found.items():
+            if isinstance(answered, str):
+                rows.append([f"{name}, {way}", answered, "", ""])
+                continue
+            rates, base = [one.rate for one in answered], [one.rate for one in first]
+            same = sum(a == b for a, b in zip(answered[0].answers, first[0].answers, strict=True))
+            ratio = statistics.median(rates) / statistics.median(base)
+            rows.append([f"{name}, {way}", spread(rates), f"{ratio:.2f}", f"{same} of {questions}"])
+    return ABOUT + "\n" + table(["", "questions/s", "ratio", "same answers"], rows)
 
 
-def likeliest(model: Any, collator: Collator, examples: list[Example], lengths: list[int], shared: bool) -> list[str]:
-    """The likeliest candidate for each answer."""
-    choices = [CHOICES] * len(examples)
-    ranked = rank_answers(model, collator, examples, lengths, 32, choices, share_prompts=shared)
-    return [ranking[0][0] for ranking in ranked]
+def one_by_one(model: Path, data: Path, folder: Path) -> Answered:
+    """As one would write it in a notebook."""
+    command = [sys.executable, "-m", "tests.benchmarks.one_by_one", model, data, str(NEW_TOKENS)]
+    said = json.loads(spent(command, folder).output.splitlines()[-1])
+    return Answered(said["seconds"], len(said["answers"]), said["answers"])
 
 
-def compare(title: str, ways: dict[str, Callable[[], list[str]]]) -> None:
-    """Print a table, its ratios to the first way. Best of the rounds: what disturbs a run only makes it slower."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    answers = {}
-    for _ in range(ROUNDS):
-        for name, answer in ways.items():
-            start = time.perf_counter()
-            answers[name] = answer()
-            seconds[name].append(time.perf_counter() - start)
-    table = Table(title=title, title_justify="left")
-    for heading in ("", "questions/s", "ratio", "same answers"):
-        table.add_column(heading, justify="right" if heading else "left")
-    first = next(iter(ways))
-    count = len(answers[first])
-    for name, times in seconds.items():
-        same = sum(a == b for a, b in zip(answers[name], answers[first], strict=True))
-        ratio = min(seconds[first]) / min(times)
-        table.add_row(name, f"{count / min(times):.1f}", f"{ratio:.2f}", f"{same} of {count}")
-    Console().print(table)
+def ours(model: Path, data: Path, folder: Path, questions: int) -> Answered:
+    """All questions, less what a few of them take.
+
+    Raises:
+        Unavailable: so few questions take no longer than the noise.
+    """
+    few_s, _ = evaluated(model, data, folder, FEW)
+    all_s, answers = evaluated(model, data, folder, questions)
+    if all_s <= few_s:
+        raise Unavailable(f"{questions} questions take no longer than {FEW}")
+    return Answered(all_s - few_s, questions - FEW, answers)
 
 
-if __name__ == "__main__":
-    main()
+def evaluated(model: Path, data: Path, folder: Path, questions: int) -> tuple[float, list[str]]:
+    """Seconds of the whole command, and the answers in the order of the rows."""
+    run = folder / f"run{questions}"
+    shutil.rmtree(run, ignore_errors=True)
+    command = [
+        sys.executable, "-m", "vlmexp", "stage=eval_base", "model=tiny", f"model.id={model}", "dataset=files",
+        "dataset.convert=never", f"dataset.options.test={data}", "dataset.prompt=['{question}']", "threads=1",
+        "evaluation.blind=none", "evaluation.invariance_examples=0", f"evaluation.max_new_tokens={NEW_TOKENS}",
+        f"evaluation.max_examples={questions}", f"hydra.run.dir={run}",
+    ]  # fmt: skip
+    used = spent(command, folder, {"VLMEXP_DATA": str(folder / "prepared")})
+    lines = read_jsonl(run / "evaluation" / "base_vlm_model_predictions.jsonl")
+    answers = {int(line["id"].rpartition("-")[2]): line["prediction"].strip() for line in lines}
+    return used.wall_s, [answers[place] for place in sorted(answers)]
