@@ -25,15 +25,20 @@ from vlmexp.errors import UserError
 
 _SETTLING = 16  # files at a time: a disk writes down many at once nearly as fast as one
 _BLOCK = 2**24  # bytes
+_decoder = json.JSONDecoder(parse_constant=lambda name: None)  # to make one takes as long as to read a line
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` under a temporary name in the same folder, then rename it."""
+    _write_pieces(path, [text])
+
+
+def _write_pieces(path: Path, pieces: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _partial(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         replace(temporary, path)
@@ -102,8 +107,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Replace the file by one JSON value a line."""
-    write_text(path, "".join(json_text(row) + "\n" for row in rows))
+    """Replace the file by one JSON value a line; in memory is one of them."""
+    _write_pieces(path, (json_text(row) + "\n" for row in rows))
 
 
 def json_line(row: dict[str, Any]) -> str:
@@ -218,7 +223,7 @@ def open_to_umask(folder: Path) -> None:
 
 def _parsed(text: str) -> Any:
     """The value of a JSON text; the NaN and Infinity that Python writes, and that earlier files hold, become None."""
-    return json.loads(text, parse_constant=lambda name: None)
+    return _decoder.decode(text)
 
 
 def _plain(value: Any) -> Any:

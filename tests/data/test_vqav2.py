@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 
 from tests.conftest import only_run
+from vlmexp.collator.lengths import token_lengths
 from vlmexp.command_line import script_of_the_hub_replaced
 from vlmexp.data.download import download, unpack
 from vlmexp.data.examples import Examples
+from vlmexp.data.json_rows import listed
 from vlmexp.data.prepare import Prepared, prepare
 from vlmexp.data.stage import download as download_stage
 from vlmexp.errors import UserError
@@ -255,6 +257,69 @@ def test_ids_may_be_texts_in_one_file_and_must_be_of_one_release(tmp_path):
     changed(path, "annotations", [row | {"question_id": row["question_id"] + 10**6} for row in annotations])
     with pytest.raises(UserError, match=r"train2014_annotations.json has no answer to any question of v2_OpenEnded"):
         prepare_vqav2(tmp_path, root=str(root))
+
+
+def test_annotations_may_come_in_any_order_but_not_twice(tmp_path):
+    root = replica(tmp_path / "vqa")
+    fingerprint = prepare_vqav2(tmp_path, root=str(root)).manifest["lists"]
+    train = Examples(prepare_vqav2(tmp_path, root=str(root)), "train", COLUMNS)
+    before = [(example.id, example.answers) for example in train]
+    path = root / "v2_mscoco_train2014_annotations.json"
+    annotations = json.loads(path.read_text())["annotations"]
+    changed(path, "annotations", annotations[5:] + annotations[:5][::-1])
+    again = prepare_vqav2(tmp_path, root=str(root))
+    assert again.manifest["lists"]["pictures.jsonl"] == fingerprint["pictures.jsonl"]
+    assert [(example.id, example.answers) for example in Examples(again, "train", COLUMNS)] == before
+    changed(path, "annotations", [*annotations, annotations[2]])
+    with pytest.raises(UserError, match=r"train2014_annotations.json has two annotations of question_id=9002"):
+        prepare_vqav2(tmp_path, root=str(root))
+
+
+def test_a_question_that_comes_twice_is_answered_twice(tmp_path):
+    root = replica(tmp_path / "vqa")
+    path = root / "v2_OpenEnded_mscoco_val2014_questions.json"
+    questions = json.loads(path.read_text())["questions"]
+    changed(path, "questions", [*questions, questions[0]])
+    test = Examples(prepare_vqav2(tmp_path, root=str(root)), "test", COLUMNS)
+    assert [test[0].id, test[6].id, test[6].answers] == ["42000", "42000-2", tuple(TEN)]
+
+
+def test_a_file_that_is_damaged_behind_the_last_row_is_damaged(tmp_path):
+    root = replica(tmp_path / "vqa")
+    path = root / "v2_mscoco_val2014_annotations.json"
+    path.write_text(path.read_text()[:-1])
+    with pytest.raises(UserError, match=r"val2014_annotations.json cannot be read as the official file"):
+        prepare_vqav2(tmp_path, root=str(root))
+
+
+@pytest.mark.parametrize("block", [1, 7, 2**20])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" ,\n\t", " : ")])
+def test_a_list_is_read_in_pieces(block, separators, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmexp.data.json_rows._BLOCK", block)
+    values = [{"a": [1, {"b": ", {"}]}, {}, 12, "x, {", [{}], {"é": 1.5}, {"c": '"}, {"'}]
+    text = json.dumps({"info": {"rows": [{}]}, "rows": values, "more": [1]}, separators=separators, indent=None)
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with path.open() as file:
+        assert list(listed(file, "rows")) == values
+    with path.open() as file, pytest.raises(KeyError):
+        list(listed(file, "none"))
+
+
+def test_sizes_of_images_are_known_and_no_file_is_opened_for_them(tmp_path, make_collator, monkeypatch):
+    root = replica(tmp_path / "vqa")
+    Image.new("RGB", (40, 24)).save(root / "train2014" / "COCO_train2014_000000000010.jpg")
+    turned = Image.new("RGB", (40, 24)).getexif()
+    turned[0x0112] = 6
+    Image.new("RGB", (40, 24)).save(root / "train2014" / "COCO_train2014_000000000011.jpg", exif=turned)
+    prepared = prepare_vqav2(tmp_path, root=str(root))
+    sizes = {int(Path(path).stem[-2:]): size for path, size in prepared.image_sizes().items()}
+    assert sizes == {9: (8, 8), 10: (40, 24), 11: (24, 40), 12: (8, 8), 42: (8, 8), 43: (8, 8)}
+    examples = Examples(prepared, "train", COLUMNS)
+    collator = make_collator()
+    expected = [len(collator([example])["input_ids"][0]) for example in examples]
+    monkeypatch.setattr("vlmexp.collator.media.image_size", lambda *_: pytest.fail("opened"))
+    assert token_lengths(collator, examples, with_answer=True) == expected
 
 
 @pytest.fixture

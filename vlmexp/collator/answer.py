@@ -10,7 +10,7 @@ finished turn. There an answer is trained, and asked for, behind what a finished
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,18 @@ class AnswerForm:
 
     def token_ids(self, tokenizer: Any, text: str) -> list[int]:
         """The answer's tokens behind the prompt's; its tokens alone where the two would melt into one."""
+        return self.all_token_ids(tokenizer, [text])[0]
+
+    def all_token_ids(self, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+        """The same of each of some answers, at less cost."""
         before = tokenizer(self.anchor, add_special_tokens=False)["input_ids"] if self.anchor else []
-        together = tokenizer(self.anchor + self.glue + text, add_special_tokens=False)["input_ids"]
-        if together[: len(before)] == before:
-            return list(together[len(before) :])
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        found = tokenizer([self.anchor + self.glue + text for text in texts], add_special_tokens=False)["input_ids"]
+        return [
+            list(together[len(before) :])
+            if together[: len(before)] == before
+            else list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            for text, together in zip(texts, found, strict=True)
+        ]
 
 
 def answer_form(

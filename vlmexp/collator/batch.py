@@ -115,9 +115,13 @@ class Collator:
         Raises:
             UnusableBox: as `answer_text`.
         """
-        ids = self.template.answer_form.token_ids(self.processor.tokenizer, self.answer_text(example))
+        return self.text_ids([self.answer_text(example)])[0]
+
+    def text_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """The tokens of each of these texts as an answer, and the end of the turn."""
+        found = self.template.answer_form.all_token_ids(self.processor.tokenizer, answers)
         assert self.end_id is not None
-        return [*ids, self.end_id]
+        return [[*ids, self.end_id] for ids in found]
 
     def answer_text(self, example: Example) -> str:
         """What the model should say; boxes in its own notation, of the picture as it sees it.

@@ -39,13 +39,18 @@ class Control:
         """Matches any of the texts; None if there are none."""
         return re.compile("|".join(map(re.escape, self.strings))) if self.strings else None
 
+    @cached_property
+    def _pairs(self) -> frozenset[str]:
+        """Two characters that stand side by side in one of the texts."""
+        return frozenset(text[place : place + 2] for text in self.strings for place in range(len(text) - 1))
+
     def plain(self, text: str) -> str:
         """The text with a space inside every control text, so that the tokenizer reads it as text."""
         return self.pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) if self.pattern else text
 
     def joined(self, text: str, piece: str) -> str:
         """Both, with a space between them where a control text would begin in the one and end in the other."""
-        if not (self.pattern and text and piece):
+        if not (self.pattern and text and piece) or text[-1] + piece[0] not in self._pairs:
             return text + piece
         longest = len(self.strings[0])
         before = text[-longest:]

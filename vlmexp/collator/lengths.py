@@ -23,6 +23,7 @@ from vlmexp.collator.media import Shape, is_scaled_down, media_key, media_shape
 from vlmexp.collator.media_tokens import MediaTokens, RefusedMedia
 from vlmexp.collator.remarks import PLACED, SCALED, found_in
 from vlmexp.collator.shrink import shrunk
+from vlmexp.collator.text_lengths import AnswerLengths, TextLengths
 from vlmexp.data.example import Example
 from vlmexp.data.examples import Examples, ExampleSequence
 from vlmexp.data.stored_arrays import stored_array
@@ -117,38 +118,45 @@ def token_counts(collator: Collator, examples: Sequence[Example], with_answer: b
 
 
 def _counted(collator: Collator, examples: Sequence[Example], with_answer: bool) -> np.ndarray:
-    media_tokens = MediaTokens(collator)
+    media_tokens, text_lengths = MediaTokens(collator), TextLengths(collator.processor)
+    answer_lengths = AnswerLengths(collator)
+    known = examples.image_sizes() if isinstance(examples, Examples) else {}
     shapes: dict[tuple[str, ...], Shape] = {}
     counts = np.zeros((4, len(examples)), np.int32)
     chunks = range(0, len(examples), _CHUNK)
     for start in tqdm(chunks, "count tokens", unit=f" x {_CHUNK:,}", leave=False, disable=len(chunks) < 3):
         chunk = examples[start : start + _CHUNK]
-        raw = tokenize(collator.processor, [collator.template.prompt(example).text for example in chunk])
-        for index, (example, ids) in enumerate(zip(chunk, raw, strict=True), start):
+        raw = text_lengths([collator.template.prompt(example).text for example in chunk])
+        answers = dict[int, str]()
+        for index, (example, length) in enumerate(zip(chunk, raw, strict=True), start):
             key = media_key(example, collator.media)
             if key not in shapes:
                 if len(shapes) == _KNOWN_SHAPES:
                     shapes.clear()
-                shapes[key] = media_shape(example, collator.media)
+                shapes[key] = media_shape(example, collator.media, known)
             found = found_in(collator.template, example)
             found |= SCALED * is_scaled_down(example, shapes[key], collator.media)
             head = zlib.crc32(repr(collator.sharing_key(example)).encode()) >> 1 if found & PLACED else 0
             try:
                 media = media_tokens(example, shapes[key])
-                answer = _answer_tokens(collator, example, with_answer)
+                if with_answer:
+                    answers[index] = collator.answer_text(example)
+                else:
+                    collator.view(example)
             except (RefusedMedia, UnusableBox):
                 counts[:, index] = REFUSED, REFUSED, found, head
             else:
-                counts[:, index] = len(ids) + media + answer, media, found, head
+                counts[:, index] = length + media, media, found, head
+        counts[0, np.array([*answers], np.int64)] += np.array(answer_lengths([*answers.values()]), np.int32)
     return counts
 
 
-def _answer_tokens(collator: Collator, example: Example, with_answer: bool) -> int:
-    """How many tokens the answer has, if it counts; raises UnusableBox for a box that is not in its picture."""
+def _require_box(collator: Collator, example: Example, with_answer: bool) -> None:
+    """Raise UnusableBox for a box that is not in its picture, or of which an answer that counts would say nothing."""
     if with_answer:
-        return len(collator.answer_ids(example))
-    collator.view(example)
-    return 0
+        collator.answer_text(example)
+    else:
+        collator.view(example)
 
 
 def fit(
@@ -224,7 +232,7 @@ def _refusals(
         example = examples[index]
         try:
             media_tokens(example, media_shape(example, collator.media))
-            _answer_tokens(collator, example, with_answer)
+            _require_box(collator, example, with_answer)
         except (RefusedMedia, UnusableBox) as error:
             found[example.id] = str(error)
     if too_many:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,8 +59,10 @@ def is_scaled_down(example: Example, shape: Shape, options: MediaOptions) -> boo
 
 def shown_media(example: Example, options: MediaOptions) -> tuple[list[Path], list[Path]]:
     """The images and the videos of an example, each in the order of their places in the prompt."""
-    parts = tuple(part for turn in example.turns for part in turn.parts)
+    parts = tuple(part for turn in example.turns for part in turn.parts) if example.turns else ()
     parts = example.question_parts if options.by_marks and not parts else parts
+    if not parts or (len(parts) == 1 and parts[0][0] == "text"):
+        return list(example.images), list(example.videos)
     images, videos = (numbers_of(parts, kind) for kind in ("image", "video"))
     return (
         [example.images[number - 1] for number in images] or list(example.images),
@@ -101,11 +103,20 @@ def media_arguments(examples: Sequence[Example], options: MediaOptions) -> dict[
     return _arguments([row for row in images if row], [row for row in clips if row])
 
 
-def media_shape(example: Example, options: MediaOptions) -> Shape:
-    """Sizes of an example's media as the processor will get them, from the files' headers."""
+def media_shape(example: Example, options: MediaOptions, known: Mapping[str, tuple[int, int]] | None = None) -> Shape:
+    """Sizes of an example's media as the processor will get them, from the files' headers.
+
+    Args:
+        known: image -> width and height, upright, of files that are not to be opened.
+    """
     options = limited(options, example.media_limit)
     images, videos = shown_media(example, options)
-    sizes = [_named(image_size, path, options.image, example, "image") for path in images]
+    sizes = [
+        final_size(size, options.image)
+        if known and (size := known.get(str(path)))
+        else _named(image_size, path, options.image, example, "image")
+        for path in images
+    ]
     return (*sizes, *(_named(_clip_shape, path, options, example, "video") for path in videos))
 
 

@@ -118,6 +118,7 @@ class PromptTemplate:
         self.places_marks = not self.is_prefix and ("user", "question") in named
         optional = [name for m in messages for p in m.parts for piece in p.pieces for name in field_names(piece)]
         self._optional = frozenset(optional)
+        self._answer_pieces = [FIELD.split(part.text) for part in messages[-1].parts]
         self._behind_medium = re.compile(f"(?:{placeholders(processor).pattern or '(?!)'})(\\s+)$")
         self._rendered: dict[tuple[Any, ...], str] = {}
         self._keeps_order, self.answer_form = True, AnswerForm()
@@ -206,8 +207,7 @@ class PromptTemplate:
             return self.plain(answer)
         values = {**self._values(fields), "answer": answer}
         text = ""
-        for part in self.messages[-1].parts:
-            pieces = FIELD.split(part.text)  # the text before a field, its name, the text behind it, ...
+        for pieces in self._answer_pieces:  # the text before a field, its name, the text behind it, ...
             for index, piece in enumerate(pieces):
                 text = self.control.joined(text, self.plain(values[role(piece)]) if index % 2 else piece)
         return text

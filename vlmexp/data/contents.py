@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlmexp.data.example import ANSWER_ROLES, BOX, MEDIA_ROLES
 from vlmexp.data.row_chunks import RowChunks
@@ -106,9 +108,13 @@ class Shown:
 def shown(rows: RowChunks, columns: Mapping[str, str | None], contents: Contents) -> Shown:
     """What the rows of a split show."""
     keys, ends = array("q"), array("q")
-    for _, _, own in described(rows, columns, contents):
-        keys.extend(sorted(own))
-        ends.append(len(keys))
+    for table in _tables(rows, columns):
+        single = _one_each(table, columns, contents)
+        ends.extend(range(len(keys) + 1, len(keys) + len(single) + 1))
+        keys.extend(single)
+        for _, _, own in [] if single else _described(table, columns, contents):
+            keys.extend(sorted(own))
+            ends.append(len(keys))
     return Shown(np.array(keys, np.int64), np.array(ends, np.int64))
 
 
@@ -116,19 +122,48 @@ def described(
     rows: RowChunks, columns: Mapping[str, str | None], contents: Contents
 ) -> Iterator[tuple[str, list[Any], dict[int, str | None]]]:
     """Of each row its id, its question and other texts, and key -> path of what it shows (see `Shown`)."""
-    media = [column for role in MEDIA_ROLES if (column := columns.get(role))]
-    texts = [column for role, column in columns.items() if column and role not in (*MEDIA_ROLES, *ANSWER_ROLES, BOX)]
+    for table in _tables(rows, columns):
+        yield from _described(table, columns, contents)
+
+
+def _tables(rows: RowChunks, columns: Mapping[str, str | None]) -> Iterator[pa.Table]:
     answer = [column] if (column := columns.get("answer")) else []
-    for table in rows.tables("id", *media, *texts, *answer):
-        names = table.column_names
-        for row in zip(*(table[name].to_pylist() for name in names), strict=True):
-            values = dict(zip(names, row, strict=True))
-            paths = [path for column in media for path in values.get(column) or ()]
-            said = [values.get(column) for column in texts]
-            own: dict[int, str | None] = {contents.numbers[path]: path for path in paths if path in contents.numbers}
-            if not paths:
-                own = {_text_key([*said, *(values.get(column) for column in answer)]): None}
-            yield values["id"], said, own
+    return rows.tables("id", *_media(columns), *_texts(columns), *answer)
+
+
+def _media(columns: Mapping[str, str | None]) -> list[str]:
+    return [column for role in MEDIA_ROLES if (column := columns.get(role))]
+
+
+def _texts(columns: Mapping[str, str | None]) -> list[str]:
+    return [column for role, column in columns.items() if column and role not in (*MEDIA_ROLES, *ANSWER_ROLES, BOX)]
+
+
+def _described(
+    table: pa.Table, columns: Mapping[str, str | None], contents: Contents
+) -> Iterator[tuple[str, list[Any], dict[int, str | None]]]:
+    media, texts, names = _media(columns), _texts(columns), table.column_names
+    answer = [column] if (column := columns.get("answer")) else []
+    for row in zip(*(table[name].to_pylist() for name in names), strict=True):
+        values = dict(zip(names, row, strict=True))
+        paths = [path for column in media for path in values.get(column) or ()]
+        said = [values.get(column) for column in texts]
+        own: dict[int, str | None] = {contents.numbers[path]: path for path in paths if path in contents.numbers}
+        if not paths:
+            own = {_text_key([*said, *(values.get(column) for column in answer)]): None}
+        yield values["id"], said, own
+
+
+def _one_each(table: pa.Table, columns: Mapping[str, str | None], contents: Contents) -> list[int]:
+    """What the rows show where each shows one file that can be read, as most tables' do; else none."""
+    media = [column for column in _media(columns) if column in table.column_names]
+    if len(media) != 1 or not pa.types.is_list(table.schema.field(media[0]).type):
+        return []
+    lengths = pc.list_value_length(table[media[0]])
+    if lengths.null_count or not pc.all(pc.equal(lengths, 1)).as_py():
+        return []
+    found = [contents.numbers.get(path) for path in pc.list_flatten(table[media[0]]).to_pylist()]
+    return [number for number in found if number is not None] if None not in found else []
 
 
 def _text_key(values: Sequence[Any]) -> int:

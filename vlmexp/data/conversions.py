@@ -48,7 +48,8 @@ class ColumnForms:
             return
         self.values[split] += 1
         for item in value if isinstance(value, list | tuple) else [value]:
-            self._count(item, split)
+            if type(item) is not dict:  # of which nothing is counted
+                self._count(item, split)
 
     def _count(self, value: Any, split: str) -> None:
         if isinstance(value, float) and not is_missing(value):
@@ -225,6 +226,8 @@ class Conversions:
     def _said(self, value: Any, choices: Sequence[str]) -> Any:
         """Yes or no for a boolean, or the choice that says it."""
         if isinstance(value, list):
+            if not any(type(item) is bool or isinstance(item, list) for item in value):
+                return value
             return [self._said(item, choices) for item in value]
         if not isinstance(value, bool):
             return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import random
@@ -129,7 +130,7 @@ def to_example(
         answer_seed: train on an answer drawn by this seed and the row's id; None: on the most common one.
     """
     given: dict[str, Any] = {role: row.get(column) for role, column in columns.items() if column is not None}
-    images, videos = (tuple(root / path for path in given.get(role) or ()) for role in MEDIA_ROLES)
+    images, videos = (tuple(_below(root, path) for path in given.get(role) or ()) for role in MEDIA_ROLES)
     answers, choices = (tuple(answer_texts(given.get(role), keep_empty=role == "answer")) for role in ANSWER_ROLES)
     fields = {role: plain_text(given[role]) for role in text_roles(given)}
     if columns.get("choices"):
@@ -159,6 +160,12 @@ def to_example(
     )
 
 
+@functools.lru_cache(2048)
+def _below(root: Path, path: str) -> Path:
+    """A file of several rows, most often in a row: a path takes its time to be made."""
+    return root / path
+
+
 def prompt_fields(columns: Mapping[str, str | None]) -> list[str]:
     """The fields of a prompt: the roles that hold a text, and the choices with their letters."""
     return [*text_roles(columns), *(["choices"] if columns.get("choices") else [])]
@@ -178,9 +185,22 @@ def answer_texts(value: Any, keep_empty: bool = False) -> list[str]:
     >>> answer_texts([{"answer": "yes", "answer_id": 1}, 3, ""]), answer_texts({"text": ["a"], "answer_start": [0]})
     (['yes', '3'], ['a'])
     """
-    texts = [plain_text(item) for each in _items(value) for item in _items(_said(each))]
+    texts = _plain_answers(value)
+    if texts is None:
+        texts = [plain_text(item) for each in _items(value) for item in _items(_said(each))]
     said = [text for text in texts if text.strip()]
     return texts if said and keep_empty else said
+
+
+def _plain_answers(value: Any) -> list[str] | None:
+    """The texts in a list of texts or objects in the plainest form, as most are; None for any other."""
+    if type(value) is not list:
+        return None
+    texts = [item if type(item) is str else item.get("answer") if type(item) is dict else None for item in value]
+    try:
+        return texts if "".join(texts).isascii() else None  # type: ignore[arg-type, return-value]
+    except TypeError:  # not all are texts
+        return None
 
 
 def _items(value: Any) -> Sequence[Any]:

@@ -45,6 +45,8 @@ class ExampleSequence(Sequence[Example], ABC):
 class Examples(ExampleSequence):
     """A split as a sequence of examples; media are paths until the collator opens them.
 
+    `image_sizes()` gives the width and height of every image of the data set, by its path, as far as they are known.
+
     Args:
         prepared: the prepared data set.
         split: train, validation or test.
@@ -73,6 +75,7 @@ class Examples(ExampleSequence):
                 f"file with dataset.options.{split}."
             )
         self._file, self._root = prepared.arrow(split), prepared.folder
+        self.image_sizes = prepared.image_sizes
         self._rows: np.ndarray | None = None
         self._table, self._read = self._mapped(), 0
         check_columns(columns, metadata, self._table.column_names, split)

@@ -7,6 +7,7 @@ without an end. What is opened here is raster formats alone, and what stands in 
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ FORMATS = (
     "MSP", "PCX", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM",
 )  # fmt: skip
 _LARGEST = 2**31  # bytes of an image file: MAX_PIXELS of 8 bytes, and half as much beside them
+_SMALL = 2**16  # bytes of a file
 _HEADER = 64 * MIB  # bytes that may be read before the pixels
 _CHUNKS = 16 * MIB  # bytes of a PNG file that are no pixels
 _SLOW_PIXELS = 2**23  # of a format that Pillow decodes in Python, a microsecond and more for each
@@ -79,13 +81,19 @@ def _require_size(kind: str, path: Path, file: Regular) -> None:
 
 
 @contextlib.contextmanager
-def opened_image(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """An image whose header has been read. Whatever is raised in the block, too, becomes a MediaError."""
-    with open_media("image", path) as file:
+def opened_image(path: Path, opened: Regular | None = None) -> Iterator[ImageFile.ImageFile]:
+    """An image whose header has been read. Whatever is raised in the block, too, becomes a MediaError.
+
+    Args:
+        opened: its file, where that is open already, which then stays open.
+    """
+    with contextlib.nullcontext(opened) if opened else open_media("image", path) as file:
         try:
             file.allow(_HEADER)
             _require_plain_header(file)
-            image = Image.open(file, formats=FORMATS)
+            # Pillow reads a header in some fifty pieces: of a small file from memory.
+            source = io.BytesIO(file.read()) if file.size <= _SMALL else file
+            image = Image.open(source, formats=FORMATS)
             file.allow(None)
             with image:
                 yield image
@@ -184,7 +192,10 @@ def _scans(path: Path) -> int:
 
 def _require_plain_header(file: Regular) -> None:
     """Refuse headers that would make a small file large while it is opened."""
-    start = file.peek(2)[:8]
+    held = file.peek(2)
+    start = held[:8]
+    if len(held) >= file.size and not any(mark in held for mark in (b"Exif\0\0", b"MPF\0", b"\x89PNG")):
+        return  # it is small, and has no tags
     if start.startswith(b"\xff\xd8"):
         _require_plain_jpeg(file)
     elif start == b"\x89PNG\r\n\x1a\n" and file.size > 2 * _CHUNKS:

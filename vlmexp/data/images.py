@@ -21,6 +21,7 @@ from PIL.Image import Transpose
 from vlmexp.data.image_files import MAX_PIXELS as MAX_PIXELS
 from vlmexp.data.image_files import MediaError as MediaError
 from vlmexp.data.image_files import copied_by_tags, decoder_size, decoding, opened_image, require_fast, row_size
+from vlmexp.data.regular_files import Regular
 
 LARGE = 2**25  # pixels: 5,792 x 5,792
 _PIECE = 2**20  # pixels that are converted at once
@@ -166,20 +167,21 @@ def small_image(path: Path, side: int) -> Image.Image | None:
 
 
 @contextlib.contextmanager
-def picture(path: Path, most: int | None = None) -> Iterator[Picture]:
+def picture(path: Path, most: int | None = None, opened: Regular | None = None) -> Iterator[Picture]:
     """The decoded image in a file. Its memory is taken out of the budget until the block ends.
 
     Args:
         most: pixels; a large image may be decoded at a reduced size that has at least so many. None: all pixels.
+        opened: its file, see `opened_image`.
 
     Raises:
         MediaError: as `load_image`; also of whatever is raised in the block.
     """
-    with opened_image(path) as image:
+    with opened_image(path, opened) as image:
         orientation = _orientation(image)  # before decoding, which finds what image_size does not see
         size = _upright_size(image.size, orientation)
         require_fast(path, image)
-        beside = decoder_size(image, path.stat().st_size) + row_size(image)
+        beside = decoder_size(image, opened.size if opened else path.stat().st_size) + row_size(image)
         if most is not None and image.width * image.height > LARGE:
             image.draft(None, within(image.size, most))  # JPEG alone can
         with decoding(path, image, beside + _needed(image, most or 0)):

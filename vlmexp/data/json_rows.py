@@ -11,6 +11,7 @@ from vlmexp.data.row_shape import MOST_CHARACTERS, MOST_VALUES
 
 _BLOCK = 2**20  # characters read at a time
 _SPACE = re.compile(r"[ \t\n\r]*")
+_TO_OBJECT = re.compile(r",[ \t\n\r]*(?={)")
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -45,6 +46,33 @@ def json_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
         yield 0, stream.value("it")
     if stream.next():
         raise ValueError(f"it is no JSON: Extra data at character {stream.place}")
+
+
+def listed(file: TextIO, name: str) -> Iterator[Any]:
+    """The values of the list that the file's object holds under a name.
+
+    Raises:
+        ValueError: it is no JSON, or a value is too large.
+        KeyError, TypeError: there is no such list.
+    """
+    stream, lists = _Stream(file), 0
+    if stream.next() != "{":
+        raise TypeError(f"it is a {type(stream.value('it')).__name__} and no object")
+    for key in stream.names():
+        if key != name:
+            stream.value(f"its {key}")
+            continue
+        lists += 1
+        if stream.next() != "[":
+            raise TypeError(f"its {name} are a {type(stream.value(f'its {name}')).__name__} and no list")
+        if lists > 1:
+            raise ValueError(f"it has {name} twice")
+        for _, value in stream.items():
+            yield value
+    if stream.next():
+        raise ValueError(f"it is no JSON: Extra data at character {stream.place}")
+    if not lists:
+        raise KeyError(name)
 
 
 def _in_object(stream: _Stream) -> Iterator[tuple[int, Any]]:
@@ -95,10 +123,24 @@ class _Stream:
         while self.next() != "]" or number:
             yield number, self.value(f"row {number}")
             number += 1
+            for value in self._objects():
+                yield number, value
+                number += 1
             if self.next() == "]":
                 break
             self._expect(",", f"row {number}")
         self._expect("]", "it")
+
+    def _objects(self) -> Iterator[dict[str, Any]]:
+        """The objects behind commas that are whole in what has been read: nearly all of a list are, and cost less."""
+        text = self._text
+        while match := _TO_OBJECT.match(text, self._at):
+            try:
+                value, end = _decode(text, match.end())
+            except (ValueError, RecursionError):  # cut off, or what `value` has words for
+                return
+            self._at = end
+            yield value
 
     def names(self) -> Iterator[str]:
         """The names in an object; what belongs to one has to be read before the next."""

@@ -24,6 +24,8 @@ def split_at_marks(text: str, media: Mapping[str, int]) -> Parts:
     Args:
         media: image or video -> how many there are.
     """
+    if "<" not in text:
+        return (("text", text),) if text else ()
     parts, end = [], 0
     for match, number in sorted(_places(text, media), key=lambda place: place[0].start()):
         parts += [("text", text[end : match.start()]), (match[1], str(number))]
@@ -38,9 +40,11 @@ def in_front(parts: Parts) -> Parts | None:
     (('image', '1'), ('text', 'is it red?'))
     """
     shown = tuple(part for part in parts if part[0] != "text")
+    if not shown:
+        return None
     words = "".join(text for kind, text in parts if kind == "text").lstrip()
     last = parts[-1][1] if parts and parts[-1][0] == "text" else ""
-    is_in_front = bool(shown) and last.lstrip() == words
+    is_in_front = last.lstrip() == words
     return (*shown, *((("text", words),) if words else ())) if is_in_front else None
 
 

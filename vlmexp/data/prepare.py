@@ -8,7 +8,8 @@
     stamps.json                            size and times of these and of the media when their content was last read
     bad.jsonl                              every row that cannot be used: split, row, column, path, reason
     duplicates.jsonl                       every row that shows what a row of another split shows
-    pictures.jsonl                         what every image and video shows: equal for files that show the same
+    pictures.jsonl                         what every image and video shows: equal for files that show the same; and
+                                           the width and height of every image, upright
 """
 
 from __future__ import annotations
@@ -80,6 +81,11 @@ class Prepared:
     def shows(self) -> dict[str, str]:
         """What each image and video shows, by its name in the rows: equal for files that show the same."""
         return {line["path"]: line["shows"] for line in read_jsonl(self.folder / "pictures.jsonl")}
+
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Width and height of each image, upright, by its path; of data of an older version there are none."""
+        lines = read_jsonl(self.folder / "pictures.jsonl")
+        return {str(self.folder / line["path"]): tuple(line["size"]) for line in lines if "size" in line}
 
     def name_of(self, media: Path) -> str:
         """How the rows name a file: relative to the folder where it lies there."""
@@ -245,7 +251,7 @@ def _make(
             "duplicates": {split: others for split, others in found.items() if split != "train"},
             "near_duplicates": near_duplicates(division.parts, contents),
             "lists": {name: file_digest(temporary / name) for name in LISTS},
-            "fingerprint": _fingerprint(temporary),
+            "fingerprint": _fingerprint(temporary, read_jsonl(temporary / "referenced.jsonl")),
         }
         write_json(temporary / "manifest.json", manifest)
     pa.default_memory_pool().release_unused()
@@ -319,13 +325,19 @@ def _write_lists(
     """Write bad.jsonl, pictures.jsonl, and referenced.jsonl with the files that are not in the folder."""
     write_jsonl(folder / "bad.jsonl", bad)
     good = ((path, file) for path, file in media.items() if file.error is None)
-    write_jsonl(folder / "pictures.jsonl", ({"path": str(path), "shows": file.shows.hex()} for path, file in good))
+    write_jsonl(folder / "pictures.jsonl", (_picture(path, file) for path, file in good))
     outside = {path: file for path, file in media.items() if path.is_absolute()}
     outside |= {path: Verified(stamp(path), content(path), None) for path in others}
     write_jsonl(
         folder / "referenced.jsonl", ({"path": str(path), "sha256": file.sha256} for path, file in outside.items())
     )
-    remember(folder, {str(path): file.stamp for path, file in (outside | dict(media)).items()})
+    seen = {str(path): file.stamp for files in (outside, media) for path, file in files.items()}
+    remember(folder, seen)
+
+
+def _picture(path: Path, file: Verified) -> dict[str, Any]:
+    """The line of a file in pictures.jsonl."""
+    return {"path": str(path), "shows": file.shows.hex(), **({"size": file.size} if file.size else {})}
 
 
 def _found(folder: Path) -> tuple[Prepared | None, str]:
@@ -340,26 +352,28 @@ def _found(folder: Path) -> tuple[Prepared | None, str]:
         for name in lists if isinstance(lists, dict) else ():
             if file_digest(folder / name) != lists[name]:
                 return None, name
-        if _fingerprint(folder) != manifest["fingerprint"]:
+        referenced = read_jsonl(folder / "referenced.jsonl")
+        if _fingerprint(folder, referenced) != manifest["fingerprint"]:
             return None, "the splits, or which files there are"
         hashes = {f"media/{path.name}": path.stem for path in (folder / "media").iterdir()}
-        hashes |= {file["path"]: file["sha256"] for file in read_jsonl(folder / "referenced.jsonl")}
+        hashes |= {file["path"]: file["sha256"] for file in referenced}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:  # gone, or not what it was
         return None, f"{type(error).__name__}: {error}"
     changed = first_changed(folder, hashes)
     return (Prepared(folder, manifest), "") if changed is None else (None, changed)
 
 
-def _fingerprint(folder: Path) -> str:
+def _fingerprint(folder: Path, referenced: Sequence[Mapping[str, Any]]) -> str:
     """Hash of the splits, of the stored media's names (hashes of their content) and sizes, and of referenced files.
 
-    Of these it takes path and content, so that a file with a new date and the same content is the same.
+    Of these, the lines of referenced.jsonl, it takes path and content, so that a file with a new date and the
+    same content is the same.
     """
     with os.scandir(folder / "media") as entries:
         media = sorted((entry.name, entry.stat().st_size) for entry in entries)
-    referenced = [(file["path"], file["sha256"]) for file in read_jsonl(folder / "referenced.jsonl")]
+    others = [(file["path"], file["sha256"]) for file in referenced]
     splits = {path.name: file_digest(path) for path in folder.glob("*.arrow")}
-    return digest({"splits": splits, "media": media, "referenced": referenced})
+    return digest({"splits": splits, "media": media, "referenced": others})
 
 
 def _resolved_path(option: str, value: Any) -> Any:

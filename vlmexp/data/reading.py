@@ -131,10 +131,10 @@ class Reading:
 def _unused(name: str, times: Counter[str]) -> str:
     """The name, or, where an earlier row has it, the name with a number behind it: answers are kept by id."""
     row = name
-    while times[row]:
+    while times.get(row):
         times[name] += 1
         row = f"{name}-{times[name]}"
-    times[row] += 1
+    times[row] = times.get(row, 0) + 1
     return row
 
 

@@ -148,9 +148,25 @@ def content_digest(path: Path | str, most: int | None = None, seconds: float | N
             raise Unopened("too large", f"has {file.size:,} bytes, more than {most:,}")
         if most is not None:
             require_stored(file)
-        if seconds is None or file.size < _LARGE:
-            return hashlib.file_digest(file.raw, "sha256").hexdigest()  # type: ignore[arg-type]
+        return digest_of(file, seconds)
+
+
+def digest_of(file: Regular, seconds: float | None = None) -> str:
+    """SHA-256 of the bytes of an open file, from its beginning.
+
+    Args:
+        seconds: for reading it; None: any number.
+
+    Raises:
+        Unopened: it takes too long.
+        OSError: it cannot be read.
+    """
+    file.seek(0)
+    if seconds is not None and file.size >= _LARGE:
         return _timed_digest(file, seconds)
+    if file.size <= _BUFFER:
+        return hashlib.sha256(file.read()).hexdigest()
+    return hashlib.file_digest(file.raw, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _timed_digest(file: Regular, seconds: float) -> str:

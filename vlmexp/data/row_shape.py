@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 MOST_COLUMNS = 10_000  # of a split
@@ -11,6 +13,7 @@ MOST_VALUES = 1_000_000  # in a row, all that is inside of lists and objects inc
 MOST_CHARACTERS = 2**26  # of a row as text, and of all its texts
 LONGEST_TEXT = 2**24  # characters; an image in base64 may be longer
 DEEPEST = 64  # levels of lists and objects in each other
+_SMALL = 2**16  # bytes of a row, packed
 _SIZED = (str, bytes, list, tuple, dict)
 MOST_FIELDS = 1_000  # of the objects in a column, of all its rows together
 
@@ -20,6 +23,7 @@ class RowShape:
     """What there is in a row; of values beyond a limit not all are counted.
 
     Attributes:
+        characters: of all texts; of a small row at most so many.
         flaw: the end of a sentence about what there is too much of; None: nothing.
         column: where.
     """
@@ -36,6 +40,8 @@ def row_shape(row: Mapping[str, Any], media_columns: Collection[str]) -> RowShap
     if len(row) > MOST_COLUMNS:
         shape.flaw = f"the row has {len(row):,} columns, more than {MOST_COLUMNS:,}"
         return shape
+    if small := _small_size(row):
+        return RowShape(small)
     for column, value in row.items():
         if isinstance(value, _SIZED):
             shape.flaw = _count(value, shape, LONGEST_TEXT if column not in media_columns else MOST_CHARACTERS)
@@ -43,6 +49,19 @@ def row_shape(row: Mapping[str, Any], media_columns: Collection[str]) -> RowShap
             shape.column = str(column)[:100]
             break
     return shape
+
+
+def _small_size(row: Mapping[str, Any]) -> int:
+    """Bytes of a row that is certainly within the limits, packed; 0 for any other.
+
+    A character, a value and a level take a byte or more, and every list or object one that says what it is.
+    """
+    try:
+        packed = marshal.dumps([value for value in row.values() if not isinstance(value, Path)], 2)
+    except ValueError:  # it does not know such a value, or too many levels
+        return 0
+    levels = packed.count(b"[") + packed.count(b"{") + packed.count(b"(")
+    return len(packed) if len(packed) <= _SMALL and levels <= DEEPEST else 0
 
 
 def _count(value: Any, shape: RowShape, longest: int) -> str | None:

@@ -42,6 +42,7 @@ class MediaStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.kinds: dict[Path, str] = {}
+        self._last: tuple[Any, str, list[str]] | None = None  # value, kind and paths: rows often show what the last did
         (root / "media").mkdir()
 
     def paths(self, value: Any, kind: str) -> list[str]:
@@ -50,9 +51,14 @@ class MediaStore:
         Raises:
             ValueError: the value, or one in the list, is neither a path nor encoded bytes.
         """
+        if self._last is not None and value is self._last[0] and kind == self._last[1]:
+            return self._last[2]
         if is_missing(value) or value == "":
             return []
-        return [self._path(item, kind) for item in (value if isinstance(value, list | tuple) else [value])]
+        found = [self._path(item, kind) for item in (value if isinstance(value, list | tuple) else [value])]
+        if isinstance(value, Path):  # nobody can change one
+            self._last = value, kind, found
+        return found
 
     def _path(self, value: Any, kind: str) -> str:
         if isinstance(value, dict):  # how the datasets library and parquet files hold an encoded file
@@ -97,7 +103,11 @@ def stored_row(
     """
     # Encoded files in a column without a role have no use.
     roles = columns.values()
-    stored = {name: value if name in roles else _plain(value) for name, value in row.items() if not _is_file(value)}
+    stored = {
+        name: value if type(value) in _ATOMS or name in roles else _plain(value)
+        for name, value in row.items()
+        if not _is_file(value)
+    }
     for role, column in columns.items():
         if column is None or role == CONVERSATION:
             continue
@@ -162,5 +172,7 @@ def _decoded(address: str) -> bytes:
 
 
 def _is_file(value: Any) -> bool:
+    if type(value) in _ATOMS:
+        return False
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, _FILES) or (isinstance(first, dict) and "bytes" in first)

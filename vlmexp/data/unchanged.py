@@ -8,9 +8,10 @@ once, and the stamps that its files then have are kept.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from vlmexp.data.verify import WORKERS, content, stamp
 from vlmexp.files import read_json
 
+_TOGETHER = 1000  # stamps that are written at a time
 _STAMPS = "stamps.json"  # name of a file -> its stamp (see `stamp`) when its content was read
 Stamp = list[int] | None
 _read_here: dict[Path, Mapping[str, Stamp]] = {}  # folder that cannot be written -> the same, by this process
@@ -31,7 +33,8 @@ def first_changed(folder: Path, hashes: Mapping[str, str | None]) -> str | None:
         hashes: file, absolute or relative to the folder -> how the SHA-256 of its content begins; None: it could not be
             read.
     """
-    known, stamps = _known(folder), {name: stamp(os.path.join(folder, name)) for name in hashes}
+    known, below = _known(folder), str(folder)
+    stamps = {name: stamp(os.path.join(below, name)) for name in hashes}
     touched = [name for name, seen in stamps.items() if name not in known or known[name] != seen]
     if not touched:
         return None
@@ -47,12 +50,22 @@ def remember(folder: Path, stamps: Mapping[str, Stamp]) -> None:
     """Keep the stamps of files, taken when their content was read; in memory where nothing can be written."""
     temporary = folder / f".{_STAMPS}.{os.getpid()}"  # others may do the same at this moment
     try:
-        temporary.write_text(json.dumps(stamps), encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(_pieces(stamps))
         temporary.replace(folder / _STAMPS)
     except OSError:
         _read_here[folder] = stamps
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _pieces(stamps: Mapping[str, Stamp]) -> Iterator[str]:
+    """The text of the stamps as JSON: that of all at once takes many times its size."""
+    rest, mark = iter(stamps.items()), "{"
+    while some := dict(itertools.islice(rest, _TOGETHER)):
+        yield mark + json.dumps(some)[1:-1]
+        mark = ", "
+    yield "}" if stamps else "{}"
 
 
 def _known(folder: Path) -> Mapping[str, Stamp]:

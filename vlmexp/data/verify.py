@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from vlmexp.data.images import MediaError, picture
+from vlmexp.data.image_files import MediaError, open_media
+from vlmexp.data.images import picture
 from vlmexp.data.limits import budget
 from vlmexp.data.pictures import HEAD, identity, look, stored_name
-from vlmexp.data.regular_files import Unopened, content_digest, open_regular
+from vlmexp.data.regular_files import Regular, Unopened, content_digest, digest_of
 from vlmexp.data.videos import check_video
 
 _LOOKED_AT = 2**20  # pixels of a large picture, for what it looks like
 _SMALL = 2**28  # bytes of a file that cannot be used: of a larger one the content is not read only to know it again
+_QUICK = 2**14  # bytes of an image's file
+_TOGETHER = 256  # files
 WORKERS = min(16, os.cpu_count() or 1)  # threads: decoding and hashing let go of Python's lock
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verified:
     """What is known of a file: how it lies on disk, the hash of its content, what is wrong with it, what it shows."""
 
@@ -32,6 +36,7 @@ class Verified:
     name: str = ""  # under which its bytes would be stored
     shows: bytes = b""  # equal for files that show the same
     look: bytes = b""  # of an image, see `pictures.look`
+    size: tuple[int, int] | None = None  # width and height of an image, upright
 
 
 def verify(media: Mapping[Path, str], root: Path, description: str, video_library: str) -> dict[Path, Verified]:
@@ -42,41 +47,65 @@ def verify(media: Mapping[Path, str], root: Path, description: str, video_librar
     """
 
     def verified(path: Path, kind: str) -> Verified:
-        file, shows, seen, begun = root / path, b"", b"", time.monotonic()
+        file = root / path
         try:
-            if kind == "video":
-                check_video(file, video_library)
-            else:
-                with picture(file) as image:
-                    shows, seen = identity(image.size, image.pieces()), look(image.within(_LOOKED_AT))
-            found = _hash(kind, file, time.monotonic() - begun)
+            found, name, shows, seen, size = (_of_video if kind == "video" else _of_image)(file, video_library)
         except MediaError as raised:
             error, seen_last = MediaError(raised.reason, str(raised).replace(str(file), str(path))), stamp(file)
             is_small = seen_last is not None and seen_last[0] <= _SMALL
             return Verified(seen_last, content(file) if is_small else None, error)
-        name = _stored_name(file, found) if path.is_absolute() else str(path)
-        return Verified(stamp(file), found, None, name, shows or bytes.fromhex(found)[:16], seen)
+        return Verified(stamp(file), found, None, name if path.is_absolute() else str(path), shows, seen, size)
+
+    def all_verified(pool: Executor) -> Iterator[Verified]:
+        rest = iter(media.items())
+        while together := list(itertools.islice(rest, _TOGETHER)):
+            is_long = [kind == "video" or not _is_quick(root / path) for path, kind in together]
+            begun = {pair: pool.submit(verified, *pair) for pair in itertools.compress(together, is_long)}
+            yield from (begun[pair].result() if pair in begun else verified(*pair) for pair in together)
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = pool.map(verified, media, media.values())
-        return dict(zip(media, tqdm(found, description, total=len(media), unit=" files", leave=False), strict=True))
+        found = tqdm(all_verified(pool), description, total=len(media), unit=" files", leave=False)
+        return dict(zip(media, found, strict=True))
 
 
-def _hash(kind: str, path: Path, spent: float) -> str:
+def _is_quick(path: Path) -> bool:
+    """Whether to hand an image to a thread costs more than to decode it."""
+    found = state(path)
+    return found is not None and found[0] < _QUICK
+
+
+def _of_image(file: Path, _: str) -> tuple[str, str, bytes, bytes, tuple[int, int] | None]:
+    """Hash, name, what an image shows and looks like, and its size; its file is opened once."""
+    begun = time.monotonic()
+    with open_media("image", file) as opened:
+        with picture(file, opened=opened) as image:
+            shows, seen = identity(image.size, image.pieces()), look(image.within(_LOOKED_AT))
+            size = image.size
+        found = _hash("image", file, opened, time.monotonic() - begun)
+        opened.seek(0)
+        return found, stored_name(found, opened.read(HEAD)), shows, seen, size
+
+
+def _of_video(file: Path, library: str) -> tuple[str, str, bytes, bytes, tuple[int, int] | None]:
+    """The same of a video, which shows its bytes."""
+    begun = time.monotonic()
+    check_video(file, library)
+    with open_media("video", file) as opened:
+        found = _hash("video", file, opened, time.monotonic() - begun)
+        opened.seek(0)
+        return found, stored_name(found, opened.read(HEAD)), bytes.fromhex(found)[:16], b"", None
+
+
+def _hash(kind: str, path: Path, opened: Regular, spent: float) -> str:
     """SHA-256 of the bytes of a file that could be decoded, for which so many seconds are spent already."""
     most = budget.limits.decode_timeout_s
     try:
-        return content_digest(path, budget.most_bytes, max(most - spent, most / 2))
+        return digest_of(opened, max(most - spent, most / 2))
     except Unopened as error:
         way_out = ": raise dataset.decode_timeout_s" if error.reason == "too slow" else ""
         raise MediaError(error.reason, f"The {kind} {path} {error}{way_out}.") from None
     except OSError:
         raise MediaError("missing", f"The {kind} {path} cannot be read any more.") from None
-
-
-def _stored_name(file: Path, sha256: str) -> str:
-    with open_regular(file) as opened:
-        return stored_name(sha256, opened.read(HEAD))
 
 
 def state(path: Path) -> list[int] | None:
