@@ -75,7 +75,7 @@ class Model:
     modules: Modules = field(default_factory=Modules)
     boxes: Boxes = field(default_factory=Boxes)
     export_writer: str | None = None  # function that writes deployment_model, by dotted path; null: save_pretrained
-    shared_image_prefix: bool = False  # whether masks and positions allow several questions behind one image
+    shared_image_prefix: bool | str = "auto"  # whether several questions behind one image are exact; auto: it is tried
     model_kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of from_pretrained
     processor_kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -220,6 +220,7 @@ class Collator:
     video_processing: VideoProcessing = field(default_factory=VideoProcessing)
     label_masking: LabelMasking = field(default_factory=LabelMasking)
     share_images: str = "auto"  # auto | always | never: one image prefix for all its questions in a batch
+    packing: str = "auto"  # auto | never: batches without padding, where a test shows that they are exact
 
 
 @dataclass
@@ -262,7 +263,7 @@ class TrainExtras:
     profile: int | None = count(None)  # write a trace and a table of so many steps; null: of none
     eval_generation_examples: int | None = count(None, least=0)  # of each evaluation; null: 200 if a metric needs them
     early_stopping_patience: int | None = count(None)  # end after so many evaluations without a better one; null: never
-    tokens_per_batch: int | None = count(None)  # a process's batch, padding included; null: per_device_train_batch_size
+    tokens_per_batch: int | None = count(None)  # a process's batch, with its padding; null: per_device_train_batch_size
     on_divergence: str = "stop"  # stop | rewind: a loss or gradient that is not finite; to the last good checkpoint
     most_rewinds: int = count(3)  # of a run, each with half of the learning rate of before
 

@@ -137,7 +137,9 @@ def refused_share(config: Config) -> float:
 
 
 def shares_images(config: Config, collator: Collator, keys: Sequence[str] | np.ndarray, with_loss: bool) -> bool:
-    """Decide `collator.share_images`: `auto` shares where it is exact and there is something to share.
+    """What `collator.share_images` comes to before the model is there: `auto` shares where there is something to share.
+
+    Whether it is exact with this model may remain to be tried (`model.shared_image_prefix=auto`).
 
     Args:
         keys: one value for each example, equal for examples about the same media.
@@ -156,7 +158,7 @@ def shares_images(config: Config, collator: Collator, keys: Sequence[str] | np.n
 def reasons_not_to_share(config: Config, collator: Collator, with_loss: bool) -> list[str]:
     """Why several texts behind one prefix would not be exact here; empty where they are."""
     reasons = []
-    if not config.model.shared_image_prefix:
+    if str(config.model.shared_image_prefix).lower() == "false":
         reasons.append("model.shared_image_prefix is false: this model's attention or positions do not allow it")
     if not collator.template.media_first and not collator.template.has_conversation:
         reasons.append("collator.messages put text of the question before the image, or show no image")
@@ -166,6 +168,20 @@ def reasons_not_to_share(config: Config, collator: Collator, with_loss: bool) ->
         reasons.append("collator.messages have several turns of the assistant, each with a loss")
     if with_loss and not config.collator.label_masking.mask_input_tokens:
         reasons.append("collator.label_masking.mask_input_tokens is false")
-    if (config.model.attn_implementation or "sdpa").startswith("flash"):
+    takes_masks = not (config.model.attn_implementation or "sdpa").startswith("flash")
+    if not takes_masks and not (with_loss and packs(config)):
         reasons.append(f"model.attn_implementation={config.model.attn_implementation} takes no mask of this form")
     return reasons
+
+
+def tries_sharing(config: Config) -> bool:
+    """Whether sharing an image's prefix has to be tried with the model itself before it is done."""
+    return str(config.model.shared_image_prefix).lower() == "auto"
+
+
+def packs(config: Config) -> bool:
+    """Whether batches without padding are wanted, and mean the same as padded ones."""
+    has_noise = config.train.get("neftune_noise_alpha") is not None  # which goes by the tokens of a row
+    is_compiled = bool(config.train.get("torch_compile"))  # what is tried would not be what runs
+    no_loss_on_padding = config.collator.label_masking.mask_pad_token
+    return config.collator.packing != "never" and no_loss_on_padding and not has_noise and not is_compiled

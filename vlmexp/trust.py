@@ -92,7 +92,7 @@ _RULES: dict[str, Rule] = {
     )},
     **{f"collator.{name}": _is_data for name in (
         "system_prompt", "messages", "max_length", "overlong", "template_options", "answer_follows", "data_processing",
-        "image_processing", "video_processing", "label_masking", "share_images",
+        "image_processing", "video_processing", "label_masking", "share_images", "packing",
     )},
     "peft": _is_number,
     "peft.megatron_config": _is_nothing,  # it comes with a module to be imported

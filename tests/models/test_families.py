@@ -27,6 +27,7 @@ from vlmexp.data.example import Example
 from vlmexp.data.images import load_image
 from vlmexp.errors import UserError
 from vlmexp.evaluation.generate import generate_answers
+from vlmexp.evaluation.prefix_check import refuses_sharing
 from vlmexp.evaluation.ranking import rank_answers
 from vlmexp.evaluation.shared_prefix import shared_answers
 from vlmexp.export.stage import card_prompt
@@ -36,10 +37,12 @@ from vlmexp.models.ends import end_ids
 from vlmexp.models.export import save_adapter, write_pretrained
 from vlmexp.models.load import ModelSource, load_model, load_processor
 from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS
+from vlmexp.models.packing import packed_inputs
 from vlmexp.parts import build_collator, model_source
 from vlmexp.pipeline import pipeline
 from vlmexp.runs import Run
 from vlmexp.training.answers import AnswerScores
+from vlmexp.training.layout import Layout, LayoutTest
 from vlmexp.training.loss import labelled_tokens, summed_loss
 
 LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -411,7 +414,7 @@ def test_the_whole_pipeline(family, compose, vqa_files, tmp_path):
     assert set(result) >= {"metric", "base_metric"}
     assert run.record["stages"]["train"]["steps"] == 4
     assert run.record["status"] == "done"
-    assert run.record["data"]["share_images"] == config.model.shared_image_prefix
+    assert run.record["data"]["share_images"] == bool(config.model.shared_image_prefix)
     assert (run.directory / "deployment_model" / "model.safetensors").exists()
 
 
@@ -491,3 +494,68 @@ def test_a_shared_image_has_the_separate_loss_and_gradients(family, photos, ques
     (separate, expected), (packed, found) = results
     assert packed == pytest.approx(separate, abs=1e-5)
     assert (found - expected).norm() / expected.norm() < 1e-4
+
+
+# Image tokens, or a whole prefix, see each other in both directions, so what they become depends on the question.
+SEE_AHEAD = {"paligemma", "paligemma2", "gemma3"}
+
+
+def asked_in_different_lengths(photos: list[Path]) -> list[Example]:
+    words = "what color is the shape in image how many".split()
+    return [
+        example(" ".join(words[number : 2 + 2 * number]), ["yes", "two or 3", "red"][number % 3], photos[number // 2])
+        for number in range(5)
+    ]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_packed_rows_have_the_loss_and_gradients_of_single_ones(family, photos, shared):
+    """Accumulated one by one without padding, and in one packed row with gradient checkpointing."""
+    if family.choice in SEE_AHEAD:
+        pytest.skip("this family sees ahead: its batches are padded")
+    asked, results = asked_in_different_lengths(photos), []
+    for packed in (False, True):
+        model = attach(family.model(), LORA)
+        torch.manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(0, 0.1)
+        rows = [asked] if packed else [[row] for row in asked]
+        batches = [family.collator(share_images=packed and shared)(row) for row in rows]
+        if packed:
+            model.train()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            assert len(batches[0]["input_ids"]) == (3 if shared else 5)
+            real = int(batches[0]["attention_mask"].sum())
+            batches = [packed_inputs(model, batches[0])]
+            assert batches[0]["input_ids"].shape == (1, real)
+            assert batches[0]["attention_mask"].shape == (1, 1, real, 3)
+        total = 0.0
+        for batch in batches:
+            labels = batch.pop("labels")
+            logits = model(**batch, use_cache=False).logits.float()
+            value = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum")
+            value.backward()
+            total += value.item()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((total, gradients))
+    (separate, expected), (together, found) = results
+    assert together == pytest.approx(separate, rel=1e-5)
+    assert (found - expected).norm() / expected.norm() < 1e-4
+
+
+def test_a_family_is_known_by_trying_it(family, photos):
+    """Without a word in its YAML: what is exact is taken, and nothing else."""
+    asked = asked_in_different_lengths(photos)
+    model, collator = attach(family.model(), LORA), family.collator()
+    modes = [module.training for module in model.modules()]
+    test = LayoutTest(model, collator, asked, checkpointing={"use_reentrant": False})
+    refused = [test.refuses(Layout(shared, packed)) for shared in (True, False) for packed in (True, False)][:3]
+    keys = [example.images for example in asked]
+    refused.append(refuses_sharing(family.model(), collator, asked, keys))
+    assert [why is not None for why in refused] == [family.choice in SEE_AHEAD] * 4, refused
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [module.training for module in model.modules()] == modes
+    half = LayoutTest(model.to(torch.bfloat16), collator, asked)  # in which little differences tell nothing
+    refused = [half.refuses(Layout(shared, packed=True)) for shared in (True, False)]
+    assert [why is not None for why in refused] == [family.choice in SEE_AHEAD] * 2, refused

@@ -18,8 +18,8 @@ KEYS = np.repeat(np.arange(200), 5)
 BUDGET = 2000
 
 
-def of(rows: Rows, *, seed: int = 0, together: int = 1, budget: int = BUDGET) -> TokenBatches:
-    return TokenBatches(rows, budget, seed, together)
+def of(rows: Rows, *, seed: int = 0, together: int = 1, budget: int = BUDGET, packed: bool = False) -> TokenBatches:
+    return TokenBatches(rows, budget, seed, together, packed)
 
 
 SINGLE = single_rows(LENGTHS)
@@ -28,9 +28,13 @@ SHARED = shared_rows(LENGTHS + MEDIA, MEDIA, KEYS, BUDGET)
 
 @pytest.mark.parametrize("rows", [SINGLE, SHARED], ids=["single", "shared"])
 @pytest.mark.parametrize("together", [1, 3])
-def test_an_epoch_is_every_example_once_and_no_batch_exceeds_the_budget(rows, together):
-    counts = TokenCounts(LENGTHS, np.zeros(1000, int)) if rows is SINGLE else TokenCounts(LENGTHS + MEDIA, MEDIA, KEYS)
-    sampler = of(rows, together=together)
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_epoch_is_every_example_once_and_no_batch_exceeds_the_budget(rows, together, packed):
+    if rows is SINGLE:
+        counts = TokenCounts(LENGTHS, np.zeros(1000, int), packed=packed)
+    else:
+        counts = TokenCounts(LENGTHS + MEDIA, MEDIA, KEYS, packed)
+    sampler = of(rows, together=together, packed=packed)
     for epoch in range(3):
         batches = list(sampler.batches(epoch))
         assert len(batches) == sampler.batches_per_epoch
@@ -39,15 +43,16 @@ def test_an_epoch_is_every_example_once_and_no_batch_exceeds_the_budget(rows, to
         assert max(map(counts.tokens, batches)) <= BUDGET
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("rows", [SINGLE, SHARED], ids=["single", "shared"])
-def test_an_epoch_is_a_function_of_seed_and_epoch(rows):
-    first = of(rows)
+def test_an_epoch_is_a_function_of_seed_and_epoch(rows, packed):
+    first = of(rows, packed=packed)
     epochs = [list(first.batches(epoch)) for epoch in range(3)]
-    assert list(first.batches(0)) == epochs[0] == list(of(rows).batches(0))
+    assert list(first.batches(0)) == epochs[0] == list(of(rows, packed=packed).batches(0))
     assert len({len(batches) for batches in epochs}) == 1
     assert epochs[0] != epochs[1]
     assert {frozenset(b) for b in epochs[0]} != {frozenset(b) for b in epochs[1]}, "batches are drawn anew"
-    assert list(of(rows, seed=1).batches(0)) != epochs[0]
+    assert list(of(rows, seed=1, packed=packed).batches(0)) != epochs[0]
 
 
 def test_little_is_padding():
@@ -55,6 +60,28 @@ def test_little_is_padding():
     tokens = sum(map(counts.tokens, of(SINGLE).batches(0)))
     assert LENGTHS.sum() / tokens > 0.95
     assert LENGTHS.sum() / (of(SINGLE).batches_per_epoch * BUDGET) > 0.85
+
+
+def test_packed_batches_are_full_and_of_rows_of_all_lengths():
+    sampler = of(SINGLE, packed=True)
+    batches = list(sampler.batches(0))
+    filled = [int(LENGTHS[batch].sum()) for batch in batches]
+    assert np.mean(filled) > 0.92 * BUDGET
+    assert len(batches) < of(SINGLE).batches_per_epoch
+    assert filled[0] > 0.95 * BUDGET, "one of the fullest comes first"
+    spread = np.mean([LENGTHS[batch].std() for batch in batches])
+    assert spread > 0.8 * LENGTHS.std()
+    together = [set(batch) for epoch in range(4) for batch in sampler.batches(epoch)]
+    company = {index for batch in together if 7 in batch for index in batch}
+    assert len(company) > 2 * max(len(batch) for batch in together if 7 in batch), "in every epoch with others"
+
+
+def test_packed_batches_of_a_few_examples():
+    """A row that is longer than the budget is alone; the others fill two batches of 32."""
+    batches = list(of(single_rows([16, 100, 8, 16, 8, 16]), budget=32, packed=True).batches(0))
+    sums = sorted(sum([16, 100, 8, 16, 8, 16][index] for index in batch) for batch in batches)
+    assert sums == [32, 32, 100]
+    assert batches[0] == [1]
 
 
 def test_batches_of_a_few_examples():

@@ -17,6 +17,8 @@ OVERLONG = ("error", "drop", "shorten_text", "shrink_image")
 MESSAGE_ROLES = ("system", "user", "assistant", "conversation")
 ANSWER_FOLLOWS = ("finished_turn", "generation_prompt")
 SHARE_IMAGES = ("auto", "always", "never")
+PACKING = ("auto", "never")
+SHARED_IMAGE_PREFIX = ("auto", "true", "false")
 ANSWERS = ("generate", "rank")
 BLINDS = ("shuffle", "blank", "none")
 PROMPT_STYLES = ("chat", "prefix")
@@ -50,6 +52,8 @@ def check_choices(config: Config) -> None:
         ("collator.overlong", config.collator.overlong, OVERLONG),
         ("collator.answer_follows", config.collator.answer_follows, ANSWER_FOLLOWS),
         ("collator.share_images", config.collator.share_images, SHARE_IMAGES),
+        ("collator.packing", config.collator.packing, PACKING),
+        ("model.shared_image_prefix", str(config.model.shared_image_prefix).lower(), SHARED_IMAGE_PREFIX),
         ("tracking.report_to", config.tracking.report_to, TRACKERS),
         *(("tracking.mode", mode, WANDB_MODES) for mode in [config.tracking.mode] if mode is not None),
         *(("predict.weights", kind, WEIGHTS) for kind in [config.predict.weights] if kind is not None),

@@ -4,8 +4,8 @@
                [image question2 answer2]        branch      0       1        1        2        2
 
 A branch sees the prefix and itself, and its positions go on from the prefix's end, so every token gets the hidden state
-that it would have alone. The collator packs rows and numbers branches; `branch_inputs` turns the numbers into the mask
-and positions, for which the model must be at hand (M-RoPE).
+that it would have alone. The collator packs rows and numbers branches; `branch_inputs` (and vlmexp.models.packing,
+without a mask) turns the numbers into the mask and positions, for which the model must be at hand (M-RoPE).
 """
 
 from __future__ import annotations
@@ -50,20 +50,29 @@ def pack(rows: Sequence[tuple[Row, list[int]]], ignore_index: int) -> tuple[Row,
 
 def branch_inputs(model: nn.Module, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Replace `branch_ids` and the 2-D attention mask by a 4-D mask and position ids."""
+    positions = row_positions(model, batch)
     batch = dict(batch)
     branch = batch.pop(BRANCHES)
-    present = batch.pop("attention_mask")
-    tokens = branch.shape[1]
-    index = torch.arange(tokens, device=branch.device)
+    index = torch.arange(branch.shape[1], device=branch.device)
     seen = (index[:, None] >= index[None, :]) & ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None]))
     mask = torch.zeros(seen.shape, dtype=dtype, device=branch.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    return {**batch, "attention_mask": mask[:, None], "position_ids": positions}
+
+
+def row_positions(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[rows, tokens], or with M-RoPE [3, rows, tokens]: where each token would stand without other branches."""
+    linear = _linear_positions(model, batch)
+    if linear is None:
+        linear = (batch["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
+    if BRANCHES not in batch:
+        return linear
+    branch = batch[BRANCHES]
+    index = torch.arange(branch.shape[1], device=branch.device)
     prefix_length = (branch == 0).sum(1, keepdim=True)
     is_start = torch.cat([torch.zeros_like(branch[:, :1]), (branch[:, 1:] != branch[:, :-1]).long()], dim=1)
     branch_start = torch.where(is_start.bool(), index, 0).cummax(1).values
     skipped = torch.where(branch > 0, branch_start - prefix_length, 0).clamp(min=0)  # tokens of earlier branches
-    linear = _linear_positions(model, {**batch, "attention_mask": present})
-    positions = (linear - skipped).clamp(min=0) if linear is not None else (index - skipped).clamp(min=0)
-    return {**batch, "attention_mask": mask[:, None], "position_ids": positions}
+    return (linear - skipped).clamp(min=0)
 
 
 def _linear_positions(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:

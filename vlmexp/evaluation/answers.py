@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,10 @@ from vlmexp.evaluation.decoding import check_generation
 from vlmexp.evaluation.generate import Reply, generate_answers
 from vlmexp.evaluation.journal import Answer, Journal, take_up
 from vlmexp.evaluation.limits import Limit, limit_of
+from vlmexp.evaluation.prefix_check import refuses_sharing
 from vlmexp.evaluation.ranking import Ranking, rank_answers
 from vlmexp.files import digest
-from vlmexp.parts import note_texts, reasons_not_to_share, refused_share, shares_images
+from vlmexp.parts import note_texts, reasons_not_to_share, refused_share, shares_images, tries_sharing
 from vlmexp.provenance import package_versions
 from vlmexp.runs import Run, affecting_results
 
@@ -102,6 +103,7 @@ class Asker:
     folder: str = "evaluation"
     generated: int = 0
     taken_from_disk: int = 0
+    _tried: list[str | None] = field(default_factory=list)
 
     def ask(
         self,
@@ -160,6 +162,7 @@ class Asker:
         keys = [str(media_key(example) or index) for index, example in enumerate(asked["examples"])]
         options = self.config.evaluation.generation
         shared = not one_by_one and shares_images(self.config, self.collator, keys, with_loss=False)
+        shared = shared and self._refuses(asked["examples"], keys) is None
         if shared and options:
             self.run.note_fallback(
                 "evaluation.generation is set: every question reads its image anew, which takes longer."
@@ -177,6 +180,9 @@ class Asker:
         reasons = reasons_not_to_share(self.config, self.collator, with_loss=False)
         if self.config.collator.share_images == "never":
             reasons.append("collator.share_images is never")
+        if not reasons and not one_by_one:
+            keys = [str(media_key(example) or index) for index, example in enumerate(asked["examples"])]
+            reasons += filter(None, [self._refuses(asked["examples"], keys)])
         if reasons:
             self.run.note_fallback(
                 "evaluation.answers=rank: every candidate is read behind a prompt of its own, which takes longer "
@@ -188,6 +194,15 @@ class Asker:
             per_token=self.config.evaluation.rank_per_token,
             share_prompts=not one_by_one and not reasons,
         )
+
+    def _refuses(self, examples: Sequence[Example], keys: Sequence[str]) -> str | None:
+        """Why images are not shared with this model, which is tried once; None: they are."""
+        if not self._tried and tries_sharing(self.config):
+            found = distributed.gathered(refuses_sharing(self.model, self.collator, examples, keys))
+            self._tried.append(next(filter(None, found), None))
+            if self._tried[0] is not None:
+                log.info("Every question reads its image anew: behind a shared one, %s.", self._tried[0])
+        return self._tried[0] if self._tried else None
 
 
 def fitted_questions(config: Config, run: Run, collator: Collator, examples: Sequence[Example], what: str) -> Fitted:

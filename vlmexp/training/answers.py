@@ -10,9 +10,11 @@ from torch import nn
 from vlmexp import distributed
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import Fitted
+from vlmexp.collator.media import media_key
 from vlmexp.evaluation.generate import Reply, generate_answers
 from vlmexp.evaluation.lookup import metric_names
 from vlmexp.evaluation.metrics import without_value
+from vlmexp.evaluation.prefix_check import refuses_sharing
 from vlmexp.evaluation.reasoning import REASONING_TAGS
 from vlmexp.evaluation.row import row_of
 from vlmexp.evaluation.score import summarise
@@ -32,6 +34,7 @@ class AnswerScores:
         max_new_tokens: of an answer.
         options: further fields of transformers.GenerationConfig.
         share_images: answer all questions about an image together.
+        try_sharing: do so only if the model, which is tried once, takes that.
         reasoning_tags: names of tags; what stands between them is no part of an answer.
         prefix: before the names of the values.
 
@@ -51,6 +54,7 @@ class AnswerScores:
         share_images: bool,
         reasoning_tags: Sequence[str] = REASONING_TAGS,
         prefix: str = "",
+        try_sharing: bool = False,
     ) -> None:
         self.examples = examples
         accepted = [example.answers for example in examples]
@@ -59,11 +63,17 @@ class AnswerScores:
         self.collator, self._metrics, self._options, self._prefix = collator, metrics, options, prefix
         self._tags = reasoning_tags
         self._batch_size, self._max_new_tokens, self._share_images = batch_size, max_new_tokens, share_images
+        self._try_sharing = share_images and try_sharing
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Metric -> value; `n`, how many questions; `cut`, how many answers came to the limit without an end."""
         replies: dict[int, Reply] = {}
         with undisturbed(model):
+            if self._try_sharing:
+                self._try_sharing = False
+                keys = [media_key(example) or index for index, example in enumerate(self.examples)]
+                found = distributed.gathered(refuses_sharing(model, self.collator, self.examples, keys))
+                self._share_images = not any(found)
             own = generate_answers(
                 model, self.collator, self.examples, self.examples.lengths.tolist(),
                 self._batch_size, self._max_new_tokens, self._options, "answer", share_images=self._share_images,

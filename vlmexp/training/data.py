@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import TrainingArguments
 
+from vlmexp import distributed
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import Fitted, fit
 from vlmexp.config import Config, train_extras
@@ -15,10 +18,14 @@ from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split
 from vlmexp.errors import UserError
 from vlmexp.files import write_jsonl
-from vlmexp.parts import note_texts, refused_share, shares_images
+from vlmexp.parts import note_texts, packs, refused_share, shares_images
 from vlmexp.runs import Run
+from vlmexp.training.layout import PLAIN, Layout, layout_test, tried_on
+from vlmexp.training.preflight import undisturbed
 from vlmexp.training.sampling import EpochSampler, Order, by_length, by_media, shuffled
 from vlmexp.training.token_batches import TokenBatches, shared_rows, single_rows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class TrainingData:
 
 
 def training_data(config: Config, run: Run, prepared: Prepared, collator: Collator) -> TrainingData:
-    """The splits after the overlong policy; decides whether the collator shares images, and records both."""
+    """The splits after the overlong policy, which are recorded."""
     splits, keys = {}, {}
     for split in ("train", "validation"):
         if prepared.manifest["counts"][split]:
@@ -45,9 +52,54 @@ def training_data(config: Config, run: Run, prepared: Prepared, collator: Collat
     note_left_out(run, splits)
     for split, fitted in splits.items():
         note_texts(collator, fitted.found, split, run.note_fallback)
-    collator.share_images = shares_images(config, collator, keys["train"], with_loss=True)
-    describe_data(run, splits, collator.share_images)
-    return TrainingData(splits, keys)
+    describe_data(run, splits)
+    data = TrainingData(splits, keys)
+    _candidates(config, collator, data)  # refuses what is not possible before weights are read
+    return data
+
+
+def decide_layout(
+    config: Config, run: Run, model: Any, collator: Collator, data: TrainingData, arguments: TrainingArguments
+) -> Layout:
+    """How batches are laid out: without padding and with shared images where a test shows that both are exact.
+
+    A training keeps what its first attempt decided. The decision and its reasons are recorded and told.
+
+    Raises:
+        UserError: collator.share_images=always is not possible.
+    """
+    recorded = distributed.gathered(run.record["data"])[0]  # all processes do as the first one
+    if "share_images" in recorded:
+        return Layout(recorded["share_images"], recorded.get("packed", False))
+    candidates = _candidates(config, collator, data)
+    refused = dict[str, str]()
+    train = data.splits["train"]
+    chosen = tried_on(train.lengths, train.media_lengths, data.keys["train"])
+    with undisturbed(model):
+        test = layout_test(model, collator, [train[index] for index in chosen], arguments)
+        for layout in candidates:
+            is_known = layout == PLAIN or (
+                not layout.packed and str(config.model.shared_image_prefix).lower() == "true"
+            )
+            reasons = [] if is_known else distributed.gathered(test.refuses(layout))
+            if (why := next(filter(None, reasons), None)) is None:
+                break
+            refused[layout.described] = why
+        else:
+            raise UserError(f"collator.share_images=always is not possible here: {why}.")
+    order = "by image" if layout.shared else "random" if layout.packed else "by train.train_sampling_strategy"
+    decided = {"share_images": layout.shared, "packed": layout.packed, "order": order}
+    run.update(data={**recorded, **decided, **({"layouts_refused": refused} if refused else {})})
+    reasons = [f"not {name}: {why}" for name, why in refused.items()]
+    log.info("Batches: %s%s.", layout.described, "".join(f"; {reason}" for reason in reasons))
+    return layout
+
+
+def _candidates(config: Config, collator: Collator, data: TrainingData) -> list[Layout]:
+    """What is wanted, the best first."""
+    shared = shares_images(config, collator, data.keys["train"], with_loss=True)
+    sharing = [True] if config.collator.share_images == "always" else [True, False] if shared else [False]
+    return [Layout(share, pack) for share in sharing for pack in ([True, False] if packs(config) else [False])]
 
 
 def note_left_out(run: Run, splits: Mapping[str, Fitted]) -> None:
@@ -68,7 +120,7 @@ def note_left_out(run: Run, splits: Mapping[str, Fitted]) -> None:
             run.note_fallback(f"{len(fitted.refused)} examples of {split} are left out (see left_out.jsonl): {first}")
 
 
-def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
+def describe_data(run: Run, splits: dict[str, Fitted]) -> None:
     """Record in run.json how many examples and tokens there are and what the overlong policy did.
 
     Raises:
@@ -86,7 +138,6 @@ def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
         }
         for split, fitted in splits.items()
     }
-    order = "by image" if shared else "by train.train_sampling_strategy"
     begun = run.record["data"].get("splits", about)["train"]
     now = about["train"]
     if changed := [f"{name} {begun[name]} then and {n} now" for name, n in now.items() if begun.get(name, n) != n]:
@@ -94,7 +145,7 @@ def describe_data(run: Run, splits: dict[str, Fitted], shared: bool) -> None:
             f"{run.directory} began on other examples than its data give now ({', '.join(changed)}): its steps would "
             "not be those of one training. Start a new run."
         )
-    run.update(data={**run.record["data"], "splits": about, "share_images": shared, "order": order})
+    run.update(data={**run.record["data"], "splits": about})
 
 
 def train_sampler(
@@ -105,15 +156,19 @@ def train_sampler(
     collator: Collator,
     arguments: TrainingArguments,
     together: int,
+    packed: bool = False,
 ) -> EpochSampler | TokenBatches:
     """The batches of a training: of so many tokens or of so many examples, and their order.
 
     Args:
+        packed: whether they have no padding.
         together: how many processes the run began with.
     """
     budget = train_extras(config).tokens_per_batch
     if budget is None:
-        order = epoch_order(str(arguments.train_sampling_strategy), examples, keys, collator, arguments)
+        # Where there is no padding, examples of like length need not stand together.
+        strategy = "random" if packed else str(arguments.train_sampling_strategy)
+        order = epoch_order(strategy, examples, keys, collator, arguments)
         size, drop_last = arguments.train_batch_size, bool(arguments.dataloader_drop_last)
         return EpochSampler(order, len(examples), config.seed, size, drop_last)
     lengths, media_lengths = examples.lengths, examples.media_lengths
@@ -124,7 +179,7 @@ def train_sampler(
             f"{longer} of {len(examples)} examples are longer than train.tokens_per_batch={budget}, the longest has "
             f"{rows.tokens.max()} tokens: each is a batch of its own."
         )
-    return TokenBatches(rows, budget, config.seed, together)
+    return TokenBatches(rows, budget, config.seed, together, packed)
 
 
 def epoch_order(

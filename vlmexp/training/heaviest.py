@@ -20,11 +20,13 @@ class TokenCounts:
         lengths: tokens of each example.
         media: how many of them stand for media.
         keys: equal for examples that are packed behind one image; None: each example has a row of its own.
+        packed: whether there is no padding.
     """
 
     lengths: Sequence[int] | np.ndarray
     media: Sequence[int] | np.ndarray
     keys: Sequence[object] | np.ndarray | None = None
+    packed: bool = False
 
     def rows(self, batch: Sequence[int]) -> list[list[int]]:
         """The batch's examples, those of a row together."""
@@ -40,9 +42,9 @@ class TokenCounts:
         return int(self.media[row[0]]) + sum(int(self.lengths[index] - self.media[index]) for index in row)
 
     def tokens(self, batch: Sequence[int]) -> int:
-        """Tokens of a batch, padding included."""
-        rows = self.rows(batch)
-        return len(rows) * max(map(self.row_length, rows))
+        """Tokens of a batch, with its padding."""
+        rows = [self.row_length(row) for row in self.rows(batch)]
+        return sum(rows) if self.packed else len(rows) * max(rows)
 
     def media_tokens(self, batch: Sequence[int]) -> int:
         """Media tokens of a batch, which tell how much the vision tower has to do."""

@@ -22,7 +22,9 @@ def labelled_tokens(labels: torch.Tensor) -> torch.Tensor:
     return labels[..., 1:].ne(_NO_LOSS).sum()
 
 
-def summed_loss(model: nn.Module, head: nn.Module | None, inputs: Mapping[str, Any], smoothing: float = 0.0) -> Any:
+def summed_loss(
+    model: nn.Module, head: nn.Module | None, inputs: Mapping[str, Any], smoothing: float = 0.0, reduction: str = "sum"
+) -> Any:
     """The sum over a batch's labelled tokens of their cross-entropy, and the model's outputs.
 
     The head makes logits where a labelled token is predicted and nowhere else; over a large vocabulary most of a step's
@@ -33,6 +35,7 @@ def summed_loss(model: nn.Module, head: nn.Module | None, inputs: Mapping[str, A
         inputs: with `labels` [rows, tokens].
         smoothing: the part of a target that is given to all tokens of the vocabulary in equal parts (Szegedy et al.,
             https://arxiv.org/abs/1512.00567, section 7).
+        reduction: `none` gives the loss of each labelled token, row after row.
     """
     labels = inputs["labels"]
     predicts = labels.new_zeros(labels.shape, dtype=torch.bool)  # [rows, tokens] whether the next token is labelled
@@ -42,7 +45,7 @@ def summed_loss(model: nn.Module, head: nn.Module | None, inputs: Mapping[str, A
     logits = outputs.logits
     chosen = logits[predicts.to(logits.device)] if logits.shape[:2] == labels.shape else logits[0]
     following = labels[:, 1:][predicts[:, :-1]].to(logits.device)
-    loss = cross_entropy(chosen.float(), following, reduction="sum", label_smoothing=smoothing)
+    loss = cross_entropy(chosen.float(), following, reduction=reduction, label_smoothing=smoothing)
     return loss, outputs
 
 

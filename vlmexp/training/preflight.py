@@ -155,7 +155,7 @@ class MemoryPreflight(TrainerCallback):
 
     def _loads(self, args: TrainingArguments, count: int) -> list[Load]:
         examples, keys = self._train
-        counts = TokenCounts(examples.lengths, examples.media_lengths, keys)
+        counts = TokenCounts(examples.lengths, examples.media_lengths, keys, self._trainer.packed)
         steps, run = args.gradient_accumulation_steps, self._trainer.rehearse
         batches = heaviest(counts, training_batches(self._sampler, count))
         if isinstance(self._sampler, TokenBatches):
@@ -167,7 +167,7 @@ class MemoryPreflight(TrainerCallback):
         if self._validation is not None and args.eval_strategy != "no":
             most = counts.tokens(loads[0].batch)
             examples, keys = self._validation
-            counts = TokenCounts(examples.lengths, examples.media_lengths, keys)
+            counts = TokenCounts(examples.lengths, examples.media_lengths, keys, self._trainer.packed)
             run = self._trainer.rehearse_evaluation
             loads += [
                 Load(EVAL_SIZE, len(batch), 1, len(batch), batch, examples, counts, run)
@@ -254,9 +254,10 @@ def advice(load: Load, fits: int, args: TrainingArguments, has_adapter: bool) ->
     about = load.described()
     longest = about["longest"]
     images = " and ".join(f"{width}x{height}" for width, height in longest["images"])
+    padding = "" if load.counts.packed else ", padding included"
     text = (
         f"{load.option}={load.value} does not fit into memory: its heaviest batch has {load.tokens(len(load.batch))} "
-        f"tokens, padding included; the longest example, {longest['id']}, has {longest['tokens']}"
+        f"tokens{padding}; the longest example, {longest['id']}, has {longest['tokens']}"
         + (f" with images of {images} pixels. " if images else ". ")
     )
     if fits and load.option == TRAIN_SIZE:

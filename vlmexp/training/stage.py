@@ -47,6 +47,7 @@ from vlmexp.parts import (
     module_patterns,
     set_threads,
     shares_images,
+    tries_sharing,
 )
 from vlmexp.report import print_next, print_paths
 from vlmexp.runs import Run
@@ -74,9 +75,17 @@ from vlmexp.training.continuing import (
     same_base,
 )
 from vlmexp.training.cuts import StepCut
-from vlmexp.training.data import TrainingData, examples_after, examples_per_step, train_sampler, training_data
+from vlmexp.training.data import (
+    TrainingData,
+    decide_layout,
+    examples_after,
+    examples_per_step,
+    train_sampler,
+    training_data,
+)
 from vlmexp.training.divergence import Diverged
 from vlmexp.training.flops import ArithmeticUse
+from vlmexp.training.layout import PLAIN, Layout
 from vlmexp.training.learning_rates import require_parts
 from vlmexp.training.optimizers import check_optimizer
 from vlmexp.training.preflight import MemoryPreflight, TooLarge
@@ -204,9 +213,11 @@ def _attempt(
     start = adapter_start(config, run, model)
     checkpointing: Any = arguments.activation_checkpointing_kwargs or {}
     demand_no_idle_gradients(model, bool(checkpointing.get("use_reentrant", True)))
+    layout = decide_layout(config, run, model, collator, data, arguments)
+    collator.share_images = layout.shared
     answering = [scores.collator] if scores and not config.evaluation.generation else []  # as in the evaluations
     keep_features(config, run, model, [collator, *answering], data, arguments)
-    trainer = build_trainer(config, run, model, collator, data, arguments, scores, begun_with)
+    trainer = build_trainer(config, run, model, collator, data, arguments, scores, begun_with, layout)
 
     run.forget_metrics_after(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
     if checkpoint and run.is_main:
@@ -332,6 +343,7 @@ def build_trainer(
     arguments: TrainingArguments,
     scores: AnswerScores | None,
     begun_with: int,
+    layout: Layout = PLAIN,
 ) -> VlmTrainer:
     """The Trainer with our order of examples, checks and records.
 
@@ -339,7 +351,7 @@ def build_trainer(
         begun_with: how many processes the run's first attempt had.
     """
     train, part_of = data.splits["train"], module_patterns(config).part_of
-    sampler = train_sampler(config, run, train, data.keys["train"], collator, arguments, begun_with)
+    sampler = train_sampler(config, run, train, data.keys["train"], collator, arguments, begun_with, layout.packed)
     trainer = VlmTrainer(
         model=model,
         args=arguments,
@@ -351,6 +363,7 @@ def build_trainer(
         rate_factor=LOWERED ** rewinds(run),
         part_of=part_of,
         score_answers=scores,
+        packed=layout.packed,
         callbacks=[StopWhenTold(run), RoomOnDisk(run)],
     )
     extras = train_extras(config)
@@ -419,6 +432,7 @@ def answer_scores(config: Config, run: Run, processor: ProcessorMixin) -> Answer
         shares_images(config, collator, keys, with_loss=False),
         config.evaluation.reasoning_tags,
         part.name,
+        tries_sharing(config),
     )
     if (best := best.removeprefix("eval_")) not in ("loss", *scores.names):
         raise UserError(

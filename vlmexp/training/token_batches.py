@@ -1,10 +1,10 @@
-"""Batches that hold as many examples as a number of tokens allows, padding included.
+"""Batches that hold as many examples as a number of tokens allows.
 
-The rows of a batch (an example, or all questions about an image behind one prefix) are of like length, and rows times
-the longest of them stays within the budget. How many batches an epoch has must not depend on the epoch, as learning
-rates and checkpoints count in steps: so lengths are rounded up by at most a sixteenth, rows are sorted by these and cut
-into batches once, and an epoch only draws which rows of the same rounded length go into which batch, and the order of
-the batches.
+The rows of a batch are examples, or all questions about an image behind one prefix. With padding they are of like
+length, and rows times the longest of them stays within the budget. Without (packed) any rows go together, and the sum
+of their lengths does. How many batches an epoch has must not depend on the epoch, as learning rates and checkpoints
+count in steps: so lengths are rounded up by at most a sixteenth, and batches are made of these lengths once. An epoch
+only draws which rows of the same rounded length go into which batch, and the order of the batches.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from itertools import pairwise
 import numpy as np
 
 from vlmexp.training.sampling import grouped, permutation
+
+_OPEN = 16  # batches among which a row's place is looked for
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,21 @@ def shared_rows(
 class TokenBatches:
     """The batches of an epoch, a pure function of seed and epoch.
 
-    `together` batches that follow each other are of like length: so many processes take them at the same time. There
+    `together` batches that follow each other are of like size: so many processes take them at the same time. There
     are as many batches as they can share equally, unless there are too few rows for that.
 
     Args:
-        budget: tokens of a batch, padding included; a single row that is longer is a batch of its own.
+        budget: tokens of a batch, with its padding; a single row that is longer is a batch of its own.
+        packed: there is none.
     """
 
-    def __init__(self, rows: Rows, budget: int, seed: int, together: int = 1) -> None:
+    def __init__(self, rows: Rows, budget: int, seed: int, together: int = 1, packed: bool = False) -> None:
         self.rows, self.budget, self.seed, self.together = rows, budget, seed, together
         self._rounded = _rounded_up(rows.tokens)
-        self._cuts = _cut(np.sort(self._rounded)[::-1], budget, together)
+        lengths = np.sort(self._rounded)[::-1]
+        # Which of the rows, from long to short, stand in the batches one after another, and where each batch begins.
+        self._slots, sizes = _filled(lengths, budget, seed) if packed else _alike(lengths, budget)
+        self._cuts = np.concatenate([[0], np.cumsum(_shared_out(sizes, together))])
         self._laid_out: tuple[int, np.ndarray, np.ndarray] | None = None
 
     @property
@@ -118,7 +124,7 @@ class TokenBatches:
         if self._laid_out is None or self._laid_out[0] != epoch:
             rng = random.Random(f"{self.seed}:{epoch}")
             order = permutation(len(self._rounded), rng)
-            order = order[np.argsort(-self._rounded[order], kind="stable")]
+            order = order[np.argsort(-self._rounded[order], kind="stable")][self._slots]
             # Neighbours have like lengths: they are the batches that the processes take at the same time. The longest
             # come first: what does not fit into memory should fail at once and not after hours.
             whole = self.batches_per_epoch // self.together
@@ -136,8 +142,8 @@ def _rounded_up(tokens: np.ndarray) -> np.ndarray:
     return np.asarray(-(-tokens // steps) * steps)
 
 
-def _cut(lengths: np.ndarray, budget: int, together: int) -> np.ndarray:
-    """Where batches of rows begin, and the number of rows; a multiple of `together` where that is possible.
+def _alike(lengths: np.ndarray, budget: int) -> tuple[np.ndarray, list[int]]:
+    """Rows of like length in batches with padding: their order, and the number of rows of each batch.
 
     Args:
         lengths: of the rows, from long to short.
@@ -146,8 +152,36 @@ def _cut(lengths: np.ndarray, budget: int, together: int) -> np.ndarray:
     while place < len(lengths):
         sizes.append(min(max(1, budget // int(lengths[place])), len(lengths) - place))
         place += sizes[-1]
+    return np.arange(len(lengths)), sizes
+
+
+def _filled(lengths: np.ndarray, budget: int, seed: int) -> tuple[np.ndarray, list[int]]:
+    """Rows in random order in batches without padding, each put where the least room is left; as `_alike`.
+
+    The fullest batch comes first.
+    """
+    batches, room = list[list[int]](), list[int]()
+    open_batches = list[int]()  # the last few that have room: with more of them, few rows would be strangers
+    for row in permutation(len(lengths), random.Random(f"{seed}:batches")).tolist():
+        length = int(lengths[row])
+        fitting = [batch for batch in open_batches if room[batch] >= length]
+        if fitting:
+            chosen = min(fitting, key=room.__getitem__)
+            batches[chosen].append(row)
+            room[chosen] -= length
+        else:
+            open_batches = [*open_batches[-_OPEN + 1 :], len(batches)]
+            batches.append([row])
+            room.append(budget - length)
+    first = min(range(len(batches)), key=room.__getitem__)
+    batches[0], batches[first] = batches[first], batches[0]
+    return np.concatenate([np.array(batch) for batch in batches]), [len(batch) for batch in batches]
+
+
+def _shared_out(sizes: list[int], together: int) -> list[int]:
+    """Numbers of rows of so many batches that `together` divides them, where that is possible."""
     while len(sizes) % together and max(sizes) > 1:
         largest = sizes.index(max(sizes))
         half = sizes[largest] // 2
         sizes[largest : largest + 1] = [sizes[largest] - half, half]
-    return np.concatenate([[0], np.cumsum(sizes)])
+    return sizes

@@ -20,7 +20,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from vlmexp import distributed
-from vlmexp.collator.sharing import BRANCHES, branch_inputs
 from vlmexp.data.example import Example
 from vlmexp.errors import UserError
 from vlmexp.files import open_to_umask, settle
@@ -35,6 +34,7 @@ from vlmexp.training.divergence import (
     all_finite,
     set_base_rates,
 )
+from vlmexp.training.layout import laid_out
 from vlmexp.training.learning_rates import part_rates, split_groups
 from vlmexp.training.loss import labelled_tokens, summed_loss
 from vlmexp.training.rank_batches import DealtCollator, DealtExamples, RankBatches
@@ -58,6 +58,7 @@ class VlmTrainer(Trainer):
         rate_factor: by which all learning rates are multiplied, also those that a checkpoint holds.
         part_of: a parameter's name to its part.
         score_answers: of the model, to metrics that every evaluation has besides its loss.
+        packed: whether batches are given to the model without padding.
 
     Attributes:
         throughput: counts what the training steps do.
@@ -71,9 +72,10 @@ class VlmTrainer(Trainer):
         rate_factor: float = 1.0,
         part_of: Callable[[str], str] = DEFAULT_PATTERNS.part_of,
         score_answers: Callable[[nn.Module], dict[str, float]] | None = None,
+        packed: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._score_answers = score_answers
+        self._score_answers, self.packed = score_answers, packed
         self._scores: dict[str, float] = {}
         self.throughput = Throughput()
         self._train_sampler = train_sampler
@@ -369,12 +371,7 @@ class VlmTrainer(Trainer):
         Labels are smoothed in training only: losses of evaluations stay comparable.
         """
         # A KV cache is of no use here, and the Trainer's own switch does not reach the text model of a VLM.
-        inputs = {**inputs, "use_cache": False}
-        if BRANCHES in inputs:
-            dtype = next(model.parameters()).dtype
-            if torch.is_autocast_enabled(inputs["input_ids"].device.type):
-                dtype = torch.get_autocast_dtype(inputs["input_ids"].device.type)
-            inputs = branch_inputs(model, inputs, dtype)
+        inputs = {**laid_out(model, inputs, self.packed), "use_cache": False}
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         summed, outputs = summed_loss(model, self._head, inputs, smoothing)
         tokens = labelled_tokens(inputs["labels"]).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
