@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import shutil
 import sys
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.processes import interpreter, spent
-from vlmexp.config import TrainExtras
 from vlmexp.files import read_json, read_jsonl, write_json
 
 RANK, LEARNING_RATE = 16, 1e-3
@@ -71,7 +69,6 @@ class Training:
 
 def command_line(task: Task, *options: str) -> list[str]:
     """The arguments of our training; options of the libraries are those of the peers."""
-    fit = any(field.name == "fit" for field in dataclasses.fields(TrainExtras))
     return [
         "stage=train", f"model={FAMILIES[task.family]}", f"model.id={task.model}", "dataset=files",
         "dataset.convert=never", f"dataset.options.train={task.data}",
@@ -82,7 +79,6 @@ def command_line(task: Task, *options: str) -> list[str]:
         f"train.num_train_epochs={task.epochs}", f"train.per_device_train_batch_size={task.micro}",
         f"train.gradient_accumulation_steps={task.step // task.micro}", "train.logging_steps=1",
         "train.save_strategy=no", "train.eval_strategy=no", "export.parity_examples=0", f"threads={task.threads}",
-        *([] if fit else ["train.gradient_checkpointing=false"]),
         *options,
     ]  # fmt: skip
 

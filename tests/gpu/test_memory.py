@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import importlib.util
 import math
@@ -13,11 +12,9 @@ import pytest
 import torch
 
 from tests.gpu.conftest import ON_CPU, in_precision
-from vlmexp.config import TrainExtras
 from vlmexp.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU's memory cannot be limited like this")
-HAS_FIT = any(field.name == "fit" for field in dataclasses.fields(TrainExtras))
 
 
 @contextlib.contextmanager
@@ -44,8 +41,7 @@ def needed_mib(steps, *options: str) -> int:
 
 @needs_gpu
 def test_the_preflight_refuses_what_does_not_fit_and_names_a_batch_that_does(steps, plain):
-    options = [*in_precision("float32"), *plain, "train.gradient_checkpointing=false"]
-    options += ["train.fit=none"] if HAS_FIT else []
+    options = [*in_precision("float32"), *plain, "train.gradient_checkpointing=false", "train.fit=none"]
     whole = needed_mib(steps, *options)
     with (
         limited(whole // 2),
@@ -59,7 +55,6 @@ def test_the_preflight_refuses_what_does_not_fit_and_names_a_batch_that_does(ste
 
 
 @needs_gpu
-@pytest.mark.skipif(not HAS_FIT, reason="this version has no train.fit")
 def test_fit_finds_a_batch_within_the_limit_and_changes_no_loss(steps, plain):
     options = [*in_precision("float32"), *plain]
     free = steps("qwen2vl", *options)
