@@ -283,6 +283,7 @@ STAGE_FILES = {
     "training/stage.py",
     "training/callbacks.py",
     "training/continuing.py",
+    "training/cuts.py",
     "training/rewinding.py",
     "evaluation/stage.py",
     "evaluation/answers.py",

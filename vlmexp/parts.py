@@ -169,14 +169,16 @@ def reasons_not_to_share(config: Config, collator: Collator, with_loss: bool) ->
     if with_loss and not config.collator.label_masking.mask_input_tokens:
         reasons.append("collator.label_masking.mask_input_tokens is false")
     takes_masks = not (config.model.attn_implementation or "sdpa").startswith("flash")
-    if not takes_masks and not (with_loss and packs(config)):
+    wants_packing = packs(config) if with_loss else config.collator.packing != "never"
+    if not takes_masks and not wants_packing:
         reasons.append(f"model.attn_implementation={config.model.attn_implementation} takes no mask of this form")
     return reasons
 
 
 def tries_sharing(config: Config) -> bool:
-    """Whether sharing an image's prefix has to be tried with the model itself before it is done."""
-    return str(config.model.shared_image_prefix).lower() == "auto"
+    """Whether sharing an image's prefix, with padding, has to be tried with the model itself before it is done."""
+    takes_masks = not (config.model.attn_implementation or "sdpa").startswith("flash")
+    return str(config.model.shared_image_prefix).lower() == "auto" or not takes_masks
 
 
 def packs(config: Config) -> bool:

@@ -21,6 +21,7 @@ from tests.models.families import FAMILIES, write_checkpoint
 from vlmexp.checks import checked
 from vlmexp.collator.batch import Collator
 from vlmexp.collator.lengths import fit, token_lengths
+from vlmexp.collator.packing import packed_inputs
 from vlmexp.collator.prompt import ChatMessage, MessagePart, PromptTemplate, special_strings
 from vlmexp.collator.sharing import branch_inputs
 from vlmexp.data.example import Example
@@ -37,7 +38,6 @@ from vlmexp.models.ends import end_ids
 from vlmexp.models.export import save_adapter, write_pretrained
 from vlmexp.models.load import ModelSource, load_model, load_processor
 from vlmexp.models.modules import DEFAULT_PATTERNS, PARTS
-from vlmexp.models.packing import packed_inputs
 from vlmexp.parts import build_collator, model_source
 from vlmexp.pipeline import pipeline
 from vlmexp.runs import Run
@@ -430,13 +430,15 @@ def test_questions_on_one_image_are_answered_as_if_alone(family, photos):
     lengths = token_lengths(collator, asked, with_answer=False)
     alone = generate_answers(model, collator, asked, lengths, batch_size=1, max_new_tokens=6)
     ends = end_ids(model, family.processor.tokenizer, collator.end_id)
-    shared = shared_answers(model, collator.packed_prompts(asked), 6, ends)
     said = collator.template.control.said
-    assert [said(family.processor.tokenizer, ids) for ids in shared] == alone
+    for packed in (False, True):
+        shared = shared_answers(model, collator.packed_prompts(asked), 6, ends, packed)
+        assert [said(family.processor.tokenizer, ids) for ids in shared] == alone
 
 
-@pytest.mark.parametrize("share_prompts", [True, False])
-def test_a_candidate_has_the_likelihood_of_its_tokens_and_of_any_end(family, photos, share_prompts):
+@pytest.mark.parametrize("reading", ["packed", "shared", "separate"])
+def test_a_candidate_has_the_likelihood_of_its_tokens_and_of_any_end(family, photos, reading):
+    share_prompts, packed = reading != "separate", reading == "packed"
     if share_prompts and not family.config.model.shared_image_prefix:
         pytest.skip("this family's attention does not allow it: its YAML says why")
     choices = [["yes", "two or 3", "no"], ["red", "is"], ["the circle in the image", "red", "two", "yes"]]
@@ -446,7 +448,7 @@ def test_a_candidate_has_the_likelihood_of_its_tokens_and_of_any_end(family, pho
     ]
     model, collator = family.model(), family.collator()
     lengths = token_lengths(collator, asked, with_answer=False)
-    rankings = rank_answers(model, collator, asked, lengths, 3, choices, share_prompts=share_prompts)
+    rankings = rank_answers(model, collator, asked, lengths, 3, choices, share_prompts=share_prompts, packed=packed)
     ends = family.processor.tokenizer.convert_tokens_to_ids(list(ALL_ENDS.get(family.choice, {ENDS[family.choice]})))
     for row, candidates, ranking in zip(asked, choices, rankings, strict=True):
         expected = {}
@@ -552,8 +554,8 @@ def test_a_family_is_known_by_trying_it(family, photos):
     test = LayoutTest(model, collator, asked, checkpointing={"use_reentrant": False})
     refused = [test.refuses(Layout(shared, packed)) for shared in (True, False) for packed in (True, False)][:3]
     keys = [example.images for example in asked]
-    refused.append(refuses_sharing(family.model(), collator, asked, keys))
-    assert [why is not None for why in refused] == [family.choice in SEE_AHEAD] * 4, refused
+    refused += [refuses_sharing(family.model(), collator, asked, keys, packed) for packed in (True, False)]
+    assert [why is not None for why in refused] == [family.choice in SEE_AHEAD] * 5, refused
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [module.training for module in model.modules()] == modes
     half = LayoutTest(model.to(torch.bfloat16), collator, asked)  # in which little differences tell nothing

@@ -421,7 +421,7 @@ def test_the_plain_export_needs_only_transformers(hub_folder, hub_model, hub_pro
     result, batch = load_file(tmp_path / "result.safetensors"), prompts(hub_processor, *TWO)
     assert all(torch.equal(result[name], batch[name]) for name in batch)
     with torch.inference_mode():
-        torch.testing.assert_close(result["logits"], hub_model(**batch).logits, rtol=0, atol=1e-6)
+        torch.testing.assert_close(result["logits"], hub_model(**batch).logits, rtol=0, atol=1e-5)
     # The model that was exported is still what it was.
     export_hub(hub_model, hub_processor, tmp_path / "hub")
     assert all(torch.equal(value, tensors(tmp_path / "hub")[name]) for name, value in tensors(hub_folder).items())

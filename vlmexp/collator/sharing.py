@@ -4,7 +4,7 @@
                [image question2 answer2]        branch      0       1        1        2        2
 
 A branch sees the prefix and itself, and its positions go on from the prefix's end, so every token gets the hidden state
-that it would have alone. The collator packs rows and numbers branches; `branch_inputs` (and vlmexp.models.packing,
+that it would have alone. The collator packs rows and numbers branches; `branch_inputs` (and vlmexp.collator.packing,
 without a mask) turns the numbers into the mask and positions, for which the model must be at hand (M-RoPE).
 """
 
@@ -31,12 +31,14 @@ def pack(rows: Sequence[tuple[Row, list[int]]], ignore_index: int) -> tuple[Row,
     """
     first = rows[0][0]
     shared = min(row.prompt_length for row, _ in rows) - 1
+    ids = first.sequences["input_ids"]
     for row, _ in rows[1:]:
-        same = (a == b for a, b in zip(first.sequences["input_ids"][:shared], row.sequences["input_ids"], strict=False))
-        shared = next((index for index, equal in enumerate(same) if not equal), shared)
+        others = row.sequences["input_ids"]
+        begin = first.media_end if ids[: first.media_end] == others[: first.media_end] else 0
+        shared = next((index for index in range(begin, shared) if ids[index] != others[index]), shared)
     if shared < first.media_end:
         raise RuntimeError("the shared prefix must hold all of the media's tokens")
-    if any(label != ignore_index for _, labels in rows for label in labels[: shared + 1]):
+    if any(labels[: shared + 1].count(ignore_index) <= shared for _, labels in rows):
         raise RuntimeError("a shared prefix cannot carry a loss")
     sequences = {name: list(values[:shared]) for name, values in first.sequences.items()}
     labels, branches = [ignore_index] * shared, [0] * shared

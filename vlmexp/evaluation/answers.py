@@ -26,7 +26,7 @@ from vlmexp.evaluation.decoding import check_generation
 from vlmexp.evaluation.generate import Reply, generate_answers
 from vlmexp.evaluation.journal import Answer, Journal, take_up
 from vlmexp.evaluation.limits import Limit, limit_of
-from vlmexp.evaluation.prefix_check import refuses_sharing
+from vlmexp.evaluation.prefix_check import Sharing, find_sharing
 from vlmexp.evaluation.ranking import Ranking, rank_answers
 from vlmexp.files import digest
 from vlmexp.parts import note_texts, reasons_not_to_share, refused_share, shares_images, tries_sharing
@@ -103,7 +103,7 @@ class Asker:
     folder: str = "evaluation"
     generated: int = 0
     taken_from_disk: int = 0
-    _tried: list[str | None] = field(default_factory=list)
+    _found: list[Sharing] = field(default_factory=list)
 
     def ask(
         self,
@@ -162,7 +162,9 @@ class Asker:
         keys = [str(media_key(example) or index) for index, example in enumerate(asked["examples"])]
         options = self.config.evaluation.generation
         shared = not one_by_one and shares_images(self.config, self.collator, keys, with_loss=False)
-        shared = shared and self._refuses(asked["examples"], keys) is None
+        packs = not one_by_one and not options and self._may_pack()
+        sharing = self._sharing(asked["examples"], keys) if shared or packs else Sharing("nobody wants it")
+        shared = sharing.refused is None and (shared or sharing.packed)
         if shared and options:
             self.run.note_fallback(
                 "evaluation.generation is set: every question reads its image anew, which takes longer."
@@ -172,6 +174,7 @@ class Asker:
             max_new_tokens=self.max_new_tokens,
             options=options,
             share_images=shared,
+            packed=sharing.packed,
             seed=self.config.seed,
             reasoning_tags=self.config.evaluation.reasoning_tags,
         )
@@ -180,9 +183,11 @@ class Asker:
         reasons = reasons_not_to_share(self.config, self.collator, with_loss=False)
         if self.config.collator.share_images == "never":
             reasons.append("collator.share_images is never")
+        sharing = Sharing()
         if not reasons and not one_by_one:
             keys = [str(media_key(example) or index) for index, example in enumerate(asked["examples"])]
-            reasons += filter(None, [self._refuses(asked["examples"], keys)])
+            sharing = self._sharing(asked["examples"], keys)
+            reasons += filter(None, [sharing.refused])
         if reasons:
             self.run.note_fallback(
                 "evaluation.answers=rank: every candidate is read behind a prompt of its own, which takes longer "
@@ -193,16 +198,23 @@ class Asker:
             choices=[choices.options(example) for example in asked["examples"]],
             per_token=self.config.evaluation.rank_per_token,
             share_prompts=not one_by_one and not reasons,
+            packed=sharing.packed,
         )
 
-    def _refuses(self, examples: Sequence[Example], keys: Sequence[str]) -> str | None:
-        """Why images are not shared with this model, which is tried once; None: they are."""
-        if not self._tried and tries_sharing(self.config):
-            found = distributed.gathered(refuses_sharing(self.model, self.collator, examples, keys))
-            self._tried.append(next(filter(None, found), None))
-            if self._tried[0] is not None:
-                log.info("Every question reads its image anew: behind a shared one, %s.", self._tried[0])
-        return self._tried[0] if self._tried else None
+    def _may_pack(self) -> bool:
+        """Whether questions that share no image may be read without padding, as those that do."""
+        options = self.config.collator
+        wanted = options.share_images != "never" and options.packing != "never"
+        return wanted and not reasons_not_to_share(self.config, self.collator, with_loss=False)
+
+    def _sharing(self, examples: Sequence[Example], keys: Sequence[str]) -> Sharing:
+        """How images are shared with this model, which is tried once."""
+        if not self._found:
+            packs, is_known = self.config.collator.packing != "never", not tries_sharing(self.config)
+            self._found.append(find_sharing(self.model, self.collator, examples, keys, packs, is_known))
+            if self._found[0].refused is not None:
+                log.info("Every question is read for itself: behind a shared image, %s.", self._found[0].refused)
+        return self._found[0]
 
 
 def fitted_questions(config: Config, run: Run, collator: Collator, examples: Sequence[Example], what: str) -> Fitted:

@@ -37,6 +37,7 @@ def generate_answers(
     options: Mapping[str, Any] | None = None,
     description: str = "evaluate",
     share_images: bool = False,
+    packed: bool = False,
     rank: int = 0,
     ranks: int = 1,
     skip: Collection[int] = (),
@@ -55,6 +56,7 @@ def generate_answers(
     Args:
         options: further fields of transformers.GenerationConfig, which sharing does not take; without any, decoding is
             greedy. An answer ends before the first of `stop_strings`.
+        packed: with `share_images`, read prompts without padding.
         rank: this one of `ranks` processes, which take the batches in turn; the answers of the others are empty.
         skip: indices of examples that are not asked; their answers are empty.
         on_batch: is given index -> reply of each batch as soon as it is there.
@@ -73,7 +75,7 @@ def generate_answers(
 
     def answer(batch: list[int], inputs: Any) -> list[Reply]:
         if share_images:
-            rows = shared_answers(model, inputs, max_new_tokens, ends)
+            rows = shared_answers(model, inputs, max_new_tokens, ends, packed)
             cut = [len(row) == max_new_tokens for row in rows]
         else:
             inputs = {name: on_device(value, model) for name, value in inputs.items()}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from vlmexp import distributed
 from vlmexp.collator.batch import Collator
 from vlmexp.data.example import Example
 from vlmexp.evaluation.ranking import Ranking, rank_answers
@@ -16,7 +18,42 @@ MOST = 5e-2  # what lower precision is allowed to
 _WORDS = ("yes", "no, not at all")
 
 
-def refuses_sharing(model: Any, collator: Collator, examples: Sequence[Example], keys: Sequence[object]) -> str | None:
+@dataclass(frozen=True)
+class Sharing:
+    """How questions about an image are asked.
+
+    Attributes:
+        refused: why each reads its image anew; None: they share it.
+        packed: then they are read without padding.
+    """
+
+    refused: str | None = None
+    packed: bool = False
+
+
+def find_sharing(
+    model: Any, collator: Collator, examples: Sequence[Example], keys: Sequence[object], packs: bool, is_known: bool
+) -> Sharing:
+    """What is exact with this model, the same on every rank.
+
+    Args:
+        keys: equal for examples about the same media.
+        packs: whether reading without padding is wanted.
+        is_known: sharing with padding need not be tried.
+    """
+
+    def refused(packed: bool) -> str | None:
+        found = distributed.gathered(refuses_sharing(model, collator, examples, keys, packed))
+        return next(filter(None, found), None)
+
+    if packs and refused(packed=True) is None:
+        return Sharing(packed=True)
+    return Sharing(None if is_known else refused(packed=False))
+
+
+def refuses_sharing(
+    model: Any, collator: Collator, examples: Sequence[Example], keys: Sequence[object], packed: bool = False
+) -> str | None:
     """Why sharing is not exact with this model; None: it is.
 
     Log-likelihoods of two answers to a few questions, read behind shared and behind separate prompts, must be equal. In
@@ -24,14 +61,16 @@ def refuses_sharing(model: Any, collator: Collator, examples: Sequence[Example],
 
     Args:
         keys: equal for examples about the same media.
+        packed: whether prompts are read without padding.
     """
     tried = _tried_on(examples, keys)
     try:
-        separate, shared = (_likelihoods(model, collator, tried, share, len(tried)) for share in (False, True))
+        separate = _likelihoods(model, collator, tried, len(tried), share=False)
+        shared = _likelihoods(model, collator, tried, len(tried), share=True, packed=packed)
         difference = _largest(separate, shared)
         allowed = EXACT
         if difference > EXACT and any(weight.dtype.itemsize < 4 for weight in model.parameters()):
-            noise = _largest(separate, _likelihoods(model, collator, tried, share=False, batch_size=1))
+            noise = _largest(separate, _likelihoods(model, collator, tried, 1, share=False))
             allowed = max(EXACT, min(3 * noise, MOST))
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -52,12 +91,21 @@ def _tried_on(examples: Sequence[Example], keys: Sequence[object]) -> list[Examp
 
 
 def _likelihoods(
-    model: Any, collator: Collator, rows: Sequence[Example], share: bool, batch_size: int
+    model: Any, collator: Collator, rows: Sequence[Example], batch_size: int, share: bool, packed: bool = False
 ) -> list[Ranking]:
     choices = [list(_WORDS)] * len(rows)
     size = batch_size * (1 if share else len(_WORDS))
     return rank_answers(
-        model, collator, rows, [1] * len(rows), size, choices, description="", share_prompts=share, ahead=0
+        model,
+        collator,
+        rows,
+        [1] * len(rows),
+        size,
+        choices,
+        description="",
+        share_prompts=share,
+        packed=packed,
+        ahead=0,
     )
 
 

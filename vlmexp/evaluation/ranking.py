@@ -21,6 +21,7 @@ from vlmexp.data.example import Example
 from vlmexp.evaluation.batches import AHEAD, answer_in_batches, by_image, by_length, share_of
 from vlmexp.evaluation.shared_prefix import Prefill, Prompts, mask_of, on_device, prefill
 from vlmexp.models.ends import end_ids
+from vlmexp.models.masked_attention import taking_masks
 
 PASS_TOKENS = 512  # candidates' tokens in one pass: each costs logits over the whole vocabulary
 Ranking = list[tuple[str, float]]  # candidates with their log-likelihoods in nats, the likeliest first
@@ -44,6 +45,7 @@ def rank_answers(
     per_token: bool = False,
     description: str = "rank",
     share_prompts: bool = True,
+    packed: bool = False,
     rank: int = 0,
     ranks: int = 1,
     skip: Collection[int] = (),
@@ -57,6 +59,7 @@ def rank_answers(
         per_token: rank by log-likelihood divided by the number of tokens, the end of the turn included.
         batch_size: questions in a batch or, without `share_prompts`, prompts with a candidate.
         share_prompts: read a prompt once for all candidates (and an image once for all questions about it).
+        packed: with `share_prompts`, read them without padding.
         rank, ranks, skip, on_batch, ahead: as in vlmexp.evaluation.generate.generate_answers; an example that is not
             asked here gets an empty list.
     """
@@ -81,7 +84,7 @@ def rank_answers(
     def answer(batch: list[int], prepared: tuple[Any, list[list[list[int]]]]) -> list[Ranking]:
         inputs, tokens = prepared
         if share_prompts:
-            scores = shared_log_likelihoods(model, inputs, tokens, ends)
+            scores = shared_log_likelihoods(model, inputs, tokens, ends, packed)
         else:
             flat = (value for part in inputs for value in separate_log_likelihoods(model, part, ends))
             scores = [[next(flat) for _ in candidates] for candidates in tokens]
@@ -105,11 +108,15 @@ def _ranked(choices: Sequence[str], values: Sequence[float], divisors: Sequence[
 
 @torch.inference_mode()
 def shared_log_likelihoods(
-    model: Any, prompts: Prompts, candidates: Sequence[Sequence[list[int]]], ends: Sequence[int]
+    model: Any,
+    prompts: Prompts,
+    candidates: Sequence[Sequence[list[int]]],
+    ends: Sequence[int],
+    packed: bool = False,
 ) -> list[list[float]]:
     """Log-likelihood of each example's candidates (token ids, the last of them any of the `ends`)."""
     batch, places = prompts
-    read = prefill(model, batch)
+    read = prefill(model, batch, packed)
     rows: list[list[Candidate]] = [[] for _ in range(len(read.branch))]
     where: list[list[tuple[int, int]]] = []
     for (row, place), options in zip(places, candidates, strict=True):
@@ -174,13 +181,14 @@ def _further_tokens(
     seen_prompt = (prompt == 0) | (prompt == places[..., None])
     seen_own = (numbers[:, None, :] == numbers[..., None]) & (index <= index[:, None])
     bases = (places - 1).expand(*read.positions.shape[:-1], width)
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask_of(torch.cat([seen_prompt, seen_own], dim=2), model.dtype),
-        position_ids=read.positions.gather(-1, bases) + 1 + offsets,
-        past_key_values=read.cache,
-        use_cache=True,
-    ).logits
+    with taking_masks(model):
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask_of(torch.cat([seen_prompt, seen_own], dim=2), model.dtype),
+            position_ids=read.positions.gather(-1, bases) + 1 + offsets,
+            past_key_values=read.cache,
+            use_cache=True,
+        ).logits
     read.cache.crop(-width)
     values = _log_likelihoods(logits, targets, ends)
     per_row = [torch.split(row, [*parts, width - sum(parts)]) for row, parts in zip(values, lengths, strict=True)]

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from vlmexp.collator.packing import packed_inputs
 from vlmexp.collator.sharing import BRANCHES, branch_inputs
+from vlmexp.models.masked_attention import taking_masks
 
 Prompts = tuple[dict[str, torch.Tensor], list[tuple[int, int]]]  # what Collator.packed_prompts gives
 
@@ -37,26 +39,47 @@ class Prefill:
     cache: DynamicCache
 
 
-def prefill(model: Any, batch: dict[str, torch.Tensor]) -> Prefill:
-    """Read the packed prompts. A row with fewer questions than another repeats its last token, and nobody asks."""
-    batch = {name: on_device(value, model) for name, value in batch.items()}
-    branch = batch[BRANCHES]
-    branches = int(branch.max())
-    number = torch.arange(1, branches + 1, device=branch.device)
-    index = torch.arange(branch.shape[1], device=branch.device)
-    # [rows, questions]: where each question ends.
-    last = torch.where(branch[:, None, :] == number[:, None], index, -1).amax(2)
-    last = torch.where(last < 0, (branch >= 0).sum(1, keepdim=True) - 1, last)
+def prefill(model: Any, batch: dict[str, torch.Tensor], packed: bool) -> Prefill:
+    """Read the prompts. A row with fewer questions than another repeats its last token, and nobody asks.
 
-    inputs = branch_inputs(model, batch, model.dtype)
-    keep = last.unique()  # the vocabulary is large: logits at the questions' ends only
+    Args:
+        batch: of Collator.packed_prompts.
+        packed: read all rows as one, without padding and without a mask (vlmexp.collator.packing).
+    """
+    branch = batch[BRANCHES]
+    ends, device = last_tokens(branch), model.device
+    batch = {name: on_device(value, model) for name, value in batch.items()}
+    inputs = packed_inputs(model, batch) if packed else branch_inputs(model, batch, model.dtype)
+    # Where each token stands in what is read: in which row, and in which place of it.
+    place = (branch >= 0).flatten().cumsum(0).view_as(branch) - 1 if packed else torch.arange(branch.shape[1])
+    row = torch.zeros_like(ends) if packed else torch.arange(len(branch))[:, None]
+    where = place.expand_as(branch).gather(1, ends)
+    keep = where.unique()  # the vocabulary is large: logits at the questions' ends only
     cache = DynamicCache()
-    logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
-    chosen = torch.searchsorted(keep, last)
-    logits = logits.gather(1, chosen[..., None].expand(-1, -1, logits.shape[-1]))
-    positions = inputs["position_ids"]
-    positions = positions.gather(-1, last.expand(*positions.shape[:-1], branches))
-    return Prefill(branch, logits, positions, cache)
+    logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep.to(device)).logits
+    if packed:
+        into_rows(cache, place)
+    chosen, row, where = (index.to(device) for index in (torch.searchsorted(keep, where), row, where))
+    return Prefill(branch.to(device), logits[row, chosen], inputs["position_ids"][..., row, where], cache)
+
+
+def last_tokens(branch: torch.Tensor) -> torch.Tensor:
+    """[rows, questions] where each question ends; the row's end for one that it does not have."""
+    number = torch.arange(1, int(branch.max()) + 1)
+    index = torch.arange(branch.shape[1])
+    last = torch.where(branch[:, None, :] == number[:, None], index, -1).amax(2)
+    return torch.where(last < 0, (branch >= 0).sum(1, keepdim=True) - 1, last)
+
+
+def into_rows(cache: Any, place: torch.Tensor) -> None:
+    """Lay out what is known of one row's tokens as rows.
+
+    Args:
+        place: [rows, tokens] which token of the one row stands there.
+    """
+    for layer in cache.layers:
+        place = place.to(layer.keys.device)
+        layer.keys, layer.values = (states[0][:, place].transpose(0, 1) for states in (layer.keys, layer.values))
 
 
 def mask_of(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -66,29 +89,35 @@ def mask_of(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def shared_answers(model: Any, prompts: Prompts, max_new_tokens: int, end_ids: Collection[int]) -> list[list[int]]:
-    """Token ids of the greedy answer to each question, without the token that ends it."""
+def shared_answers(
+    model: Any, prompts: Prompts, max_new_tokens: int, end_ids: Collection[int], packed: bool = False
+) -> list[list[int]]:
+    """Token ids of the greedy answer to each question, without the token that ends it.
+
+    Args:
+        packed: see `prefill`.
+    """
     batch, places = prompts
-    read = prefill(model, batch)
+    read = prefill(model, batch, packed)
     said, positions, keys = read.logits.argmax(-1), read.positions, read.branch
     rows, branches = said.shape
     number = torch.arange(1, branches + 1, device=said.device)
     answers = [said]
     ends = torch.tensor(sorted(end_ids), device=said.device)
-    done = torch.isin(said, ends)
-    used = torch.zeros_like(done)
-    for row, place in places:
-        used[row, place - 1] = True
-    for _ in range(max_new_tokens - 1):
-        if bool((done | ~used).all()):
-            break
-        keys = torch.cat([keys, number.expand(rows, -1)], dim=1)
-        seen = (keys[:, None, :] == 0) | (keys[:, None, :] == number[:, None])
-        positions = positions + 1
-        step = {"input_ids": said, "attention_mask": mask_of(seen, model.dtype), "position_ids": positions}
-        said = model(**step, past_key_values=read.cache, use_cache=True).logits.argmax(-1)
-        answers.append(said)
-        done = done | torch.isin(said, ends)
+    unused = torch.ones(said.shape, dtype=torch.bool)
+    unused[tuple(zip(*((row, place - 1) for row, place in places), strict=True))] = False
+    done = torch.isin(said, ends) | unused.to(said.device)
+    with taking_masks(model):
+        for _ in range(max_new_tokens - 1):
+            if bool(done.all()):
+                break
+            keys = torch.cat([keys, number.expand(rows, -1)], dim=1)
+            seen = (keys[:, None, :] == 0) | (keys[:, None, :] == number[:, None])
+            positions = positions + 1
+            step = {"input_ids": said, "attention_mask": mask_of(seen, model.dtype), "position_ids": positions}
+            said = model(**step, past_key_values=read.cache, use_cache=True).logits.argmax(-1)
+            answers.append(said)
+            done |= torch.isin(said, ends)
     spoken = torch.stack(answers, dim=-1).tolist()
     return [until_end(spoken[row][place - 1], end_ids) for row, place in places]
 

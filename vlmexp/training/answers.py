@@ -14,7 +14,7 @@ from vlmexp.collator.media import media_key
 from vlmexp.evaluation.generate import Reply, generate_answers
 from vlmexp.evaluation.lookup import metric_names
 from vlmexp.evaluation.metrics import without_value
-from vlmexp.evaluation.prefix_check import refuses_sharing
+from vlmexp.evaluation.prefix_check import Sharing, find_sharing
 from vlmexp.evaluation.reasoning import REASONING_TAGS
 from vlmexp.evaluation.row import row_of
 from vlmexp.evaluation.score import summarise
@@ -35,6 +35,7 @@ class AnswerScores:
         options: further fields of transformers.GenerationConfig.
         share_images: answer all questions about an image together.
         try_sharing: do so only if the model, which is tried once, takes that.
+        packing: read prompts without padding where the model takes that.
         reasoning_tags: names of tags; what stands between them is no part of an answer.
         prefix: before the names of the values.
 
@@ -55,6 +56,7 @@ class AnswerScores:
         reasoning_tags: Sequence[str] = REASONING_TAGS,
         prefix: str = "",
         try_sharing: bool = False,
+        packing: bool = False,
     ) -> None:
         self.examples = examples
         accepted = [example.answers for example in examples]
@@ -62,21 +64,21 @@ class AnswerScores:
         self.names = [f"{prefix}{name}" for name in metric_names(metrics) if name not in undefined]
         self.collator, self._metrics, self._options, self._prefix = collator, metrics, options, prefix
         self._tags = reasoning_tags
-        self._batch_size, self._max_new_tokens, self._share_images = batch_size, max_new_tokens, share_images
-        self._try_sharing = share_images and try_sharing
+        self._batch_size, self._max_new_tokens = batch_size, max_new_tokens
+        self._packing, self._is_known = packing, not try_sharing
+        self._sharing: Sharing | None = None if share_images else Sharing("nobody wants it")
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Metric -> value; `n`, how many questions; `cut`, how many answers came to the limit without an end."""
         replies: dict[int, Reply] = {}
         with undisturbed(model):
-            if self._try_sharing:
-                self._try_sharing = False
+            if self._sharing is None:
                 keys = [media_key(example) or index for index, example in enumerate(self.examples)]
-                found = distributed.gathered(refuses_sharing(model, self.collator, self.examples, keys))
-                self._share_images = not any(found)
+                self._sharing = find_sharing(model, self.collator, self.examples, keys, self._packing, self._is_known)
             own = generate_answers(
                 model, self.collator, self.examples, self.examples.lengths.tolist(),
-                self._batch_size, self._max_new_tokens, self._options, "answer", share_images=self._share_images,
+                self._batch_size, self._max_new_tokens, self._options, "answer",
+                share_images=self._sharing.refused is None, packed=self._sharing.packed,
                 rank=distributed.rank(), ranks=distributed.world_size(), on_batch=replies.update,
                 reasoning_tags=self._tags,
             )  # fmt: skip

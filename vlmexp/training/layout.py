@@ -14,10 +14,10 @@ from torch import nn
 from transformers import TrainingArguments
 
 from vlmexp.collator.batch import Collator
+from vlmexp.collator.packing import numbered, packed_inputs
 from vlmexp.collator.sharing import BRANCHES, branch_inputs
 from vlmexp.data.example import Example
 from vlmexp.models.packed_attention import masks_told
-from vlmexp.models.packing import numbered, packed_inputs
 from vlmexp.training.loss import summed_loss
 from vlmexp.training.memory import is_out_of_memory
 from vlmexp.training.sampling import grouped

@@ -433,6 +433,7 @@ def answer_scores(config: Config, run: Run, processor: ProcessorMixin) -> Answer
         config.evaluation.reasoning_tags,
         part.name,
         tries_sharing(config),
+        config.collator.packing != "never",
     )
     if (best := best.removeprefix("eval_")) not in ("loss", *scores.names):
         raise UserError(
