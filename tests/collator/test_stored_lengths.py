@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
@@ -62,6 +63,32 @@ def test_counts_are_made_once_and_are_the_collators(prepared, make_collator, mon
     monkeypatch.setattr(lengths, "_counted", None)  # what would be called to count again
     again = token_counts(make_collator("collator.max_length=50"), Examples(data, "train", COLUMNS), True)
     assert again.tolist() == counts.tolist()
+
+
+def test_a_collator_that_has_been_used_finds_the_same_counts(prepared, make_collator):
+    collator, data = make_collator(), prepared()
+    examples, before = Examples(data, "train", COLUMNS), collator_identity(collator)
+    for use in (
+        lambda: collator(examples[:3]),
+        lambda: collator.prompts(examples[:3]),
+        lambda: collator.processor.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2),
+        lambda: collator.processor.tokenizer(["a", "b c d"], padding="max_length", max_length=9, pad_to_multiple_of=8),
+        lambda: token_counts(collator, examples, True),
+    ):
+        use()
+        assert collator_identity(collator) == before
+
+
+def test_a_set_has_one_identity_whatever_its_order(make_collator, monkeypatch):
+    collator, one, other = make_collator(), frozenset([0, 8]), frozenset([8, 0])
+    assert list(one) != list(other)  # as those of texts from process to process
+    found = set()
+    for value in (one, other, frozenset([0, 9])):
+        monkeypatch.setattr(collator.template, "_optional", value)
+        monkeypatch.setattr(collator.template, "options", {"a": [(1, set(value))]})
+        monkeypatch.setattr(collator, "media_options", dataclasses.make_dataclass("M", ["ids"])(value), raising=False)
+        found.add(collator_identity(collator))
+    assert len(found) == 2
 
 
 def test_every_choice_of_rows_has_counts_of_its_own(prepared, make_collator, vqa_files):

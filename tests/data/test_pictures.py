@@ -8,17 +8,23 @@ import pytest
 from PIL import Image
 
 from vlmexp.data import pictures
-from vlmexp.data.pictures import alike, look
+from vlmexp.data.pictures import alike, looks, shrunk
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 48), (200, 31), (3, 5)])
-def test_the_look_is_the_perceptual_hash_and_the_colours(size):
+def test_the_look_is_the_perceptual_hash_and_the_colours_however_many_are_looked_at_together(size):
     rng = np.random.default_rng(size)
-    noise = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    for image in (noise, Image.new("RGB", size, (9, 200, 3))):
+    noise = [Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)) for _ in range(5)]
+    images = [image.resize(size, Image.Resampling.BICUBIC) for image in noise]
+    images.insert(2, Image.new("RGB", size, (9, 200, 3)))
+    expected = []
+    for image in images:
         small = image.resize((64, 64), Image.Resampling.BOX)
-        assert look(image)[:8] == np.packbits(imagehash.phash(small).hash).tobytes()
-        assert look(image)[8:] == small.resize((4, 4), Image.Resampling.BOX).tobytes()
+        bits = np.packbits(imagehash.phash(small).hash).tobytes()
+        expected.append(bits + small.resize((4, 4), Image.Resampling.BOX).tobytes())
+    assert looks([shrunk(image) for image in images]) == expected
+    assert looks([shrunk(images[2])]) == expected[2:3]
+    assert looks([]) == []
 
 
 @pytest.mark.parametrize("pairs", [2**20, 64])

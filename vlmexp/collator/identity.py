@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -43,9 +44,9 @@ def looks_identity(collator: Collator) -> str:
     parts = [part for name in processor.get_attributes() if (part := getattr(processor, name, None)) is not None]
     seeing = [part for part in parts if not hasattr(part, "get_vocab")]
     about = {
-        "media": repr(collator.media),
-        "processor": {name: repr(value) for name, value in vars(processor).items() if _is_plain(value)},
-        "parts": [repr(part.to_dict()) for part in seeing],
+        "media": _text(collator.media),
+        "processor": {name: _text(value) for name, value in vars(processor).items() if _is_plain(value)},
+        "parts": [_text(part.to_dict()) for part in seeing],
         "sources": [file_digest(Path(file)) for file in _source_files([processor, *seeing])],
         "code": _own_code(),
         "versions": {library: version(library) for library in _LIBRARIES},
@@ -54,7 +55,21 @@ def looks_identity(collator: Collator) -> str:
 
 
 def _attributes(part: Any) -> dict[str, str]:
-    return {name: repr(value) for name, value in vars(part).items() if name not in _ASIDE}
+    return {name: _text(value) for name, value in vars(part).items() if name not in _ASIDE}
+
+
+def _text(value: Any) -> str:
+    """What a value is in words, the same in every process: a set of texts has another order in each."""
+    if isinstance(value, (set, frozenset)):
+        return f"set {sorted(map(_text, value))}"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__} {[*map(_text, value)]}"
+    if isinstance(value, dict):
+        return f"dict {[(_text(name), _text(item)) for name, item in value.items()]}"
+    if dataclasses.is_dataclass(value):
+        items = [(field.name, _text(getattr(value, field.name))) for field in dataclasses.fields(value)]
+        return f"{type(value).__name__} {items}"
+    return repr(value)
 
 
 def _is_plain(value: Any) -> bool:
@@ -64,9 +79,14 @@ def _is_plain(value: Any) -> bool:
 def _tokenizer(tokenizer: Any) -> list[str]:
     """The hash of a tokenizer's rules and words, and what it is told to do with special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    rules = _lasting(backend.to_str()) if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     options = {name: value for name, value in tokenizer.init_kwargs.items() if _is_plain(value)}
     return [hashlib.sha256(rules.encode()).hexdigest(), repr(sorted(options.items())), tokenizer.padding_side]
+
+
+def _lasting(rules: str) -> str:
+    """The text of a tokenizer's rules without how the last call padded and cut, which stands at its beginning."""
+    return rules[max(0, rules.find('"added_tokens":')) :]
 
 
 def _source_files(parts: list[Any]) -> Iterator[str]:

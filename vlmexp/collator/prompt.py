@@ -6,6 +6,7 @@ text then replaces its markers. So a brace, a template expression or a special t
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Mapping, Sequence
@@ -168,17 +169,17 @@ class PromptTemplate:
         join = self.control.joined
         text, said, end, begin = "", list[tuple[int, int]](), 0, 0
         start, seam, is_glued = 0, -1, False  # of a message's text, and whether it follows another one immediately
-        for match in _MARKED.finditer(rendered):
-            text = join(text, rendered[end : match.start()])
-            end = match.end()
-            if match[1]:
-                text = join(text, self._value(values[match[1]], text if match[1] in asked else ""))
-            elif match[0] == _SAID:
+        for place, behind, mark, name in _marks(rendered):
+            text = join(text, rendered[end:place])
+            end = behind
+            if name:
+                text = join(text, self._value(values[name], text if name in asked else ""))
+            elif mark == _SAID:
                 begin = len(text) - len(self.answer_form.glue) * text.endswith(self.answer_form.glue)
-            elif match[0] == _SAID_END:
+            elif mark == _SAID_END:
                 said.append((begin, len(text) + self.answer_form.end_length(rendered[end:])))
-            elif match[0] == _TEXT:
-                start, is_glued = len(text), match.start() == seam
+            elif mark == _TEXT:
+                start, is_glued = len(text), place == seam
             elif len(text) > start:
                 text, seam = _spaced(text, start) if is_glued else text, end
             elif is_glued:
@@ -357,6 +358,12 @@ def _bounded(text: str) -> str:
 def _spaced(text: str, start: int) -> str:
     """The text with a space before `start`, where two texts meet, unless there is white space."""
     return text if text[start - 1].isspace() or text[start].isspace() else f"{text[:start]} {text[start:]}"
+
+
+@functools.lru_cache(64)
+def _marks(rendered: str) -> tuple[tuple[int, int, str, str | None], ...]:
+    """Beginning, end, text and field of each marker in a rendered template, which most examples have in common."""
+    return tuple((match.start(), match.end(), match[0], match[1]) for match in _MARKED.finditer(rendered))
 
 
 def _field(name: str) -> str:

@@ -21,7 +21,7 @@ def found_in(template: PromptTemplate, example: Example) -> int:
     texts = [text for kind, text in parts if kind == "text"]
     texts += [example.fields[name] for name in template.shown_fields if name in example.fields.keys() - {"question"}]
     placed = {kind for kind, number in parts if kind != "text" and number}
-    marks = {match[1] for text in texts for match in MARK.finditer(text)}
+    marks = {match[1] for text in texts if "<" in text for match in MARK.finditer(text)}
     pattern = template.control.pattern
     is_spaced = pattern is not None and any(map(pattern.search, [*texts, example.answer]))
     of_texts = LEFT * bool(marks - placed) | REPEATED * bool(marks & placed) | SPACED * is_spaced

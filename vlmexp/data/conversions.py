@@ -47,7 +47,7 @@ class ColumnForms:
             self.counts["missing"] += 1
             return
         self.values[split] += 1
-        for item in value if isinstance(value, list | tuple) else [value]:
+        for item in value if isinstance(value, (list, tuple)) else (value,):
             if type(item) is not dict:  # of which nothing is counted
                 self._count(item, split)
 
@@ -226,7 +226,7 @@ class Conversions:
     def _said(self, value: Any, choices: Sequence[str]) -> Any:
         """Yes or no for a boolean, or the choice that says it."""
         if isinstance(value, list):
-            if not any(type(item) is bool or isinstance(item, list) for item in value):
+            if not any(issubclass(kind, (bool, list)) for kind in set(map(type, value))):
                 return value
             return [self._said(item, choices) for item in value]
         if not isinstance(value, bool):

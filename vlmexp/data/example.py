@@ -65,15 +65,15 @@ class Example:
     boxes: tuple[Box, ...] = ()
     media_limit: int | None = None
 
-    @property
+    @functools.cached_property
     def answer(self) -> str:
         """The answer to train on: `target`, or the most common one, the first of them if several are."""
         if self.target is not None:
             return self.target
-        said = [answer for answer in self.answers if answer.strip()]
-        return Counter(said).most_common(1)[0][0] if said else ""
+        said = Counter(answer for answer in self.answers if answer.strip())
+        return max(said, key=said.__getitem__) if said else ""
 
-    @property
+    @functools.cached_property
     def question_parts(self) -> Parts:
         """The question and the media that it has places for."""
         return split_at_marks(self.fields.get("question", ""), {"image": len(self.images), "video": len(self.videos)})
@@ -130,7 +130,7 @@ def to_example(
         answer_seed: train on an answer drawn by this seed and the row's id; None: on the most common one.
     """
     given: dict[str, Any] = {role: row.get(column) for role, column in columns.items() if column is not None}
-    images, videos = (tuple(_below(root, path) for path in given.get(role) or ()) for role in MEDIA_ROLES)
+    images, videos = (_all_below(root, given.get(role)) for role in MEDIA_ROLES)
     answers, choices = (tuple(answer_texts(given.get(role), keep_empty=role == "answer")) for role in ANSWER_ROLES)
     fields = {role: plain_text(given[role]) for role in text_roles(given)}
     if columns.get("choices"):
@@ -158,6 +158,10 @@ def to_example(
         turns=tuple(turns),
         boxes=boxes,
     )
+
+
+def _all_below(root: Path, paths: Sequence[str] | None) -> tuple[Path, ...]:
+    return tuple([_below(root, path) for path in paths]) if paths else ()
 
 
 @functools.lru_cache(2048)
@@ -195,7 +199,7 @@ def answer_texts(value: Any, keep_empty: bool = False) -> list[str]:
 def _plain_answers(value: Any) -> list[str] | None:
     """The texts in a list of texts or objects in the plainest form, as most are; None for any other."""
     if type(value) is not list:
-        return None
+        return [] if value is None else None
     texts = [item if type(item) is str else item.get("answer") if type(item) is dict else None for item in value]
     try:
         return texts if "".join(texts).isascii() else None  # type: ignore[arg-type, return-value]
@@ -223,7 +227,7 @@ def plain_text(value: Any) -> str:
     """
     if is_missing(value):
         return ""
-    if isinstance(value, list | tuple | set | frozenset | dict | bytes | np.ndarray):
+    if type(value) is not str and isinstance(value, list | tuple | set | frozenset | dict | bytes | np.ndarray):
         raise ValueError(f"{str(value)[:60]} is a {type(value).__name__} and no text")
     text = str(value)
     if not text.isascii() and text != text.encode(errors="replace").decode():

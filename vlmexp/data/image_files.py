@@ -26,7 +26,6 @@ FORMATS = (
     "MSP", "PCX", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM",
 )  # fmt: skip
 _LARGEST = 2**31  # bytes of an image file: MAX_PIXELS of 8 bytes, and half as much beside them
-_SMALL = 2**16  # bytes of a file
 _HEADER = 64 * MIB  # bytes that may be read before the pixels
 _CHUNKS = 16 * MIB  # bytes of a PNG file that are no pixels
 _SLOW_PIXELS = 2**23  # of a format that Pillow decodes in Python, a microsecond and more for each
@@ -92,7 +91,7 @@ def opened_image(path: Path, opened: Regular | None = None) -> Iterator[ImageFil
             file.allow(_HEADER)
             _require_plain_header(file)
             # Pillow reads a header in some fifty pieces: of a small file from memory.
-            source = io.BytesIO(file.read()) if file.size <= _SMALL else file
+            source = io.BytesIO(file.content()) if file.is_small else file
             image = Image.open(source, formats=FORMATS)
             file.allow(None)
             with image:
@@ -192,9 +191,8 @@ def _scans(path: Path) -> int:
 
 def _require_plain_header(file: Regular) -> None:
     """Refuse headers that would make a small file large while it is opened."""
-    held = file.peek(2)
-    start = held[:8]
-    if len(held) >= file.size and not any(mark in held for mark in (b"Exif\0\0", b"MPF\0", b"\x89PNG")):
+    start = file.head(8)
+    if file.is_small and not any(mark in file.content() for mark in (b"Exif\0\0", b"MPF\0", b"\x89PNG")):
         return  # it is small, and has no tags
     if start.startswith(b"\xff\xd8"):
         _require_plain_jpeg(file)

@@ -81,12 +81,15 @@ class Picture:
     def pieces(self) -> Iterator[Image.Image]:
         """All of it, upright in RGB, in pieces whose bytes in turn are those of the whole."""
         width, height = self._image.size
+        if width * height <= _PIECE and not self._is_large:
+            yield self.rgb
+            return
         for box in _boxes(*((height, width) if self._orientation >= 5 else (width, height))):
             if self._is_large:
                 part = self._image.crop(_source(box, self._image.size, self._orientation))
                 yield _turned(_to_rgb(part, self._scale), self._orientation)
             else:
-                yield self.rgb if box[2:] == self.rgb.size and box[:2] == (0, 0) else self.rgb.crop(box)
+                yield self.rgb.crop(box)
 
     def within(self, most: int, in_rgb: bool = True) -> Image.Image:
         """Upright, a large one scaled down to at most so many pixels; in RGB, or in its own mode with 8 bits."""

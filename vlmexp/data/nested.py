@@ -20,8 +20,10 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     >>> value_at({"qa": {"answers": [{"text": "red"}, {"text": "blue"}]}}, "qa.answers.text")
     ['red', 'blue']
     """
+    if path in row:
+        return row[path]
     names = path.split(".")
-    for end in range(len(names), 0, -1):
+    for end in range(len(names) - 1, 0, -1):
         if (name := ".".join(names[:end])) in row:
             return _inside(row[name], ".".join(names[end:]))
     return ABSENT

@@ -10,7 +10,7 @@ from PIL import Image
 
 _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
 HEAD = 4  # bytes of a file that tell its ending
-_SMALL = 64  # pixels to which a picture is shrunk before it is hashed, which takes a tenth of the time
+_SMALL = 64  # pixels a side to which a picture is shrunk before it is hashed, which takes a tenth of the time
 _WAVES = 32  # pixels to which it is shrunk for the hash, whose bits tell of the eight longest waves across and down
 _GRID = 4  # fields a side, whose mean colours look-alikes have in common
 _BITS, _COLOUR = 7, 6  # so far apart may look-alikes be: bits of 64 in the hash, levels of 255 in each field's colour
@@ -36,20 +36,43 @@ def identity(size: tuple[int, int], pieces: Iterable[Image.Image]) -> bytes:
     return found.digest()[:16]
 
 
-def look(image: Image.Image) -> bytes:
-    """What is left of a picture after another compression or size: 8 bytes of perceptual hash, 48 of colours.
+def shrunk(image: Image.Image) -> Image.Image:
+    """As much of an RGB picture as `looks` takes."""
+    return image if image.size == (_SMALL, _SMALL) else image.resize((_SMALL, _SMALL), Image.Resampling.BOX)
+
+
+def looks(small: Sequence[Image.Image]) -> list[bytes]:
+    """What is left of shrunk pictures after another compression or size: 8 bytes of perceptual hash, 48 of colours.
 
     The hash (imagehash's phash) knows light and dark only, so the mean colours of a grid of fields stand beside it.
     Source: Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions (2010).
     """
     from scipy.fftpack import dct
 
-    small = image if image.size == (_SMALL, _SMALL) else image.resize((_SMALL, _SMALL), Image.Resampling.BOX)
-    colours = small.resize((_GRID, _GRID), Image.Resampling.BOX)
-    light = np.asarray(small.convert("L").resize((_WAVES, _WAVES), Image.Resampling.LANCZOS))
-    low = dct(dct(light, axis=0)[:8], axis=1)[:, :8].ravel()
-    middle = np.sort(low)[31:33]
-    return np.packbits(low > (middle[0] + middle[1]) / 2).tobytes() + colours.tobytes()
+    if not small:
+        return []
+    tall = Image.new("RGB", (_SMALL, _SMALL * len(small)))
+    for place, image in enumerate(small):
+        tall.paste(image, (0, place * _SMALL))
+    colours = _scaled(tall, _GRID, Image.Resampling.BOX).reshape(len(small), -1)
+    light = _scaled(tall.convert("L"), _WAVES, Image.Resampling.LANCZOS)
+    low = dct(dct(light, axis=1)[:, :8], axis=2)[:, :, :8].reshape(len(small), -1)
+    middle = np.sort(low)[:, 31:33]
+    bits = np.packbits(low > (middle[:, :1] + middle[:, 1:]) / 2, axis=1)
+    return [own.tobytes() for own in np.concatenate([bits, colours], axis=1)]
+
+
+def _scaled(tall: Image.Image, side: int, way: Image.Resampling) -> np.ndarray:
+    """[pictures, side, side, ...] the squares that stand below each other in an image, each scaled by itself.
+
+    The weights of a filter cost more than their use, so they are worked out once for all: across while the pictures
+    stand below each other, and down while they stand side by side, where none has a neighbour to take from.
+    """
+    narrow = np.asarray(tall.resize((side, tall.height), way))
+    wide = narrow.reshape(-1, tall.width, *narrow.shape[1:]).swapaxes(0, 1)
+    wide = wide.reshape(tall.width, -1, *narrow.shape[2:])
+    found = np.asarray(Image.fromarray(wide).resize((wide.shape[1], side), way))
+    return found.reshape(side, -1, side, *found.shape[2:]).swapaxes(0, 1)
 
 
 def alike(looks: Sequence[bytes], others: Sequence[bytes]) -> np.ndarray:

@@ -32,6 +32,7 @@ from filelock import FileLock
 from vlmexp.data.contents import contents_of, shown
 from vlmexp.data.division import divide
 from vlmexp.data.duplicates import Part, near_duplicates, write_duplicates
+from vlmexp.data.garbage import spared
 from vlmexp.data.limits import budget
 from vlmexp.data.options import data_options
 from vlmexp.data.reading import Reading, media_columns
@@ -85,7 +86,8 @@ class Prepared:
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """Width and height of each image, upright, by its path; of data of an older version there are none."""
         lines = read_jsonl(self.folder / "pictures.jsonl")
-        return {str(self.folder / line["path"]): tuple(line["size"]) for line in lines if "size" in line}
+        below = str(self.folder)
+        return {os.path.join(below, line["path"]): tuple(line["size"]) for line in lines if "size" in line}
 
     def name_of(self, media: Path) -> str:
         """How the rows name a file: relative to the folder where it lies there."""
@@ -169,7 +171,8 @@ def prepare(
                         "this folder is made.",
                         folder, changed,
                     )  # fmt: skip
-                prepared = _make(folder, rows_of, options, request, needs_train)
+                with spared():
+                    prepared = _make(folder, rows_of, options, request, needs_train)
     if needs_train:
         require_train(prepared.manifest["available"], prepared.manifest["counts"]["train"])
     _refuse_bad(prepared, on_bad_sample, max_bad_share)
@@ -234,7 +237,7 @@ def _make(
         parts = {split: Part(split, rows, shown(rows, columns, contents), keep[split]) for split, rows in read.items()}
         bare = {split: part.shown.without_media(part.mask) for split, part in parts.items()}
         division = divide(parts, missing, contents.names, seed, "on_duplicates" in request)
-        _write_lists(temporary, reading.bad, files, files_read(request["source"], options, wanted))
+        outside = _write_lists(temporary, reading.bad, files, files_read(request["source"], options, wanted))
         counts = dict.fromkeys(SPLITS, 0) | {split: _write(part, temporary) for split, part in division.parts.items()}
         found = write_duplicates(temporary / "duplicates.jsonl", division.pairs, columns, contents)
         shutil.rmtree(scratch)
@@ -251,7 +254,7 @@ def _make(
             "duplicates": {split: others for split, others in found.items() if split != "train"},
             "near_duplicates": near_duplicates(division.parts, contents),
             "lists": {name: file_digest(temporary / name) for name in LISTS},
-            "fingerprint": _fingerprint(temporary, read_jsonl(temporary / "referenced.jsonl")),
+            "fingerprint": _fingerprint(temporary, outside),
         }
         write_json(temporary / "manifest.json", manifest)
     pa.default_memory_pool().release_unused()
@@ -321,18 +324,21 @@ def _write(part: Part, folder: Path) -> int:
 
 def _write_lists(
     folder: Path, bad: Sequence[Mapping[str, Any]], media: Mapping[Path, Verified], others: Sequence[Path]
-) -> None:
-    """Write bad.jsonl, pictures.jsonl, and referenced.jsonl with the files that are not in the folder."""
+) -> list[tuple[str, str | None]]:
+    """Write bad.jsonl, pictures.jsonl, and referenced.jsonl with the files that are not in the folder.
+
+    Returns:
+        path and content of these.
+    """
     write_jsonl(folder / "bad.jsonl", bad)
     good = ((path, file) for path, file in media.items() if file.error is None)
     write_jsonl(folder / "pictures.jsonl", (_picture(path, file) for path, file in good))
     outside = {path: file for path, file in media.items() if path.is_absolute()}
     outside |= {path: Verified(stamp(path), content(path), None) for path in others}
-    write_jsonl(
-        folder / "referenced.jsonl", ({"path": str(path), "sha256": file.sha256} for path, file in outside.items())
-    )
-    seen = {str(path): file.stamp for files in (outside, media) for path, file in files.items()}
-    remember(folder, seen)
+    known = [(str(path), file.sha256) for path, file in outside.items()]
+    write_jsonl(folder / "referenced.jsonl", ({"path": path, "sha256": sha256} for path, sha256 in known))
+    remember(folder, {str(path): file.stamp for files in (outside, media) for path, file in files.items()})
+    return known
 
 
 def _picture(path: Path, file: Verified) -> dict[str, Any]:
@@ -353,7 +359,7 @@ def _found(folder: Path) -> tuple[Prepared | None, str]:
             if file_digest(folder / name) != lists[name]:
                 return None, name
         referenced = read_jsonl(folder / "referenced.jsonl")
-        if _fingerprint(folder, referenced) != manifest["fingerprint"]:
+        if _fingerprint(folder, [(file["path"], file["sha256"]) for file in referenced]) != manifest["fingerprint"]:
             return None, "the splits, or which files there are"
         hashes = {f"media/{path.name}": path.stem for path in (folder / "media").iterdir()}
         hashes |= {file["path"]: file["sha256"] for file in referenced}
@@ -363,17 +369,15 @@ def _found(folder: Path) -> tuple[Prepared | None, str]:
     return (Prepared(folder, manifest), "") if changed is None else (None, changed)
 
 
-def _fingerprint(folder: Path, referenced: Sequence[Mapping[str, Any]]) -> str:
+def _fingerprint(folder: Path, referenced: Sequence[tuple[str, str | None]]) -> str:
     """Hash of the splits, of the stored media's names (hashes of their content) and sizes, and of referenced files.
 
-    Of these, the lines of referenced.jsonl, it takes path and content, so that a file with a new date and the
-    same content is the same.
+    Of these it takes path and content, so that a file with a new date and the same content is the same.
     """
     with os.scandir(folder / "media") as entries:
         media = sorted((entry.name, entry.stat().st_size) for entry in entries)
-    others = [(file["path"], file["sha256"]) for file in referenced]
     splits = {path.name: file_digest(path) for path in folder.glob("*.arrow")}
-    return digest({"splits": splits, "media": media, "referenced": others})
+    return digest({"splits": splits, "media": media, "referenced": referenced})
 
 
 def _resolved_path(option: str, value: Any) -> Any:

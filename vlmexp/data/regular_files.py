@@ -65,6 +65,7 @@ class Regular(io.BufferedReader):
         self.size = size
         self._most: int | None = None
         self._given = 0
+        self._content: bytes | None = None
 
     def allow(self, most: int | None) -> None:
         """Let `read` give so many bytes from now on, and then raise Unopened; None: any number."""
@@ -77,6 +78,25 @@ class Regular(io.BufferedReader):
             if self._given > self._most:
                 raise Unopened("too large", f"has more than {self._most:,} bytes in front of its pixels")
         return found
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all of it may be in memory."""
+        return self.size <= _BUFFER
+
+    def content(self) -> bytes:
+        """All of a small file, which is read once."""
+        if self._content is None:
+            self.seek(0)
+            self._content = _read(self)
+        return self._content
+
+    def head(self, size: int) -> bytes:
+        """Its first bytes."""
+        if self._content is not None:
+            return self._content[:size]
+        self.seek(0)
+        return _read(self, size)
 
 
 def open_regular(path: Path | str) -> Regular:
@@ -161,11 +181,11 @@ def digest_of(file: Regular, seconds: float | None = None) -> str:
         Unopened: it takes too long.
         OSError: it cannot be read.
     """
+    if file.is_small:
+        return hashlib.sha256(file.content()).hexdigest()
     file.seek(0)
     if seconds is not None and file.size >= _LARGE:
         return _timed_digest(file, seconds)
-    if file.size <= _BUFFER:
-        return hashlib.sha256(file.read()).hexdigest()
     return hashlib.file_digest(file.raw, "sha256").hexdigest()  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ LONGEST_TEXT = 2**24  # characters; an image in base64 may be longer
 DEEPEST = 64  # levels of lists and objects in each other
 _SMALL = 2**16  # bytes of a row, packed
 _SIZED = (str, bytes, list, tuple, dict)
+ATOMS = frozenset((str, int, float, bool, type(None)))  # types of nearly all values: others take their time to be told
 MOST_FIELDS = 1_000  # of the objects in a column, of all its rows together
 
 
@@ -90,14 +91,14 @@ def _count(value: Any, shape: RowShape, longest: int) -> str | None:
 
 def has_many_fields(values: Collection[Any]) -> bool:
     """Whether the objects in these values have more different fields than a column may have."""
-    fields, level = set[Any](), list(values)
+    fields, level = set[Any](), [value for value in values if type(value) not in ATOMS]
     while level and len(fields) <= MOST_FIELDS:
         inner = list[Any]()
         for item in level:
             if isinstance(item, dict):
                 fields.update(item)
-                inner += [each for each in item.values() if isinstance(each, dict | list | tuple)]
-            elif isinstance(item, list | tuple):
-                inner += [each for each in item if isinstance(each, dict | list | tuple)]
+                inner += [each for each in item.values() if type(each) not in ATOMS]
+            elif isinstance(item, (list, tuple)):
+                inner += [each for each in item if type(each) not in ATOMS]
         level = inner
     return len(fields) > MOST_FIELDS

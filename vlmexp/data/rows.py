@@ -17,10 +17,10 @@ from vlmexp.data.boxes import boxes_in
 from vlmexp.data.conversation import BadConversation, read_conversation
 from vlmexp.data.example import ANSWER_ROLES, BOX, CONVERSATION, MEDIA_ROLES, answer_texts, is_missing, plain_text
 from vlmexp.data.pictures import HEAD, stored_name
+from vlmexp.data.row_shape import ATOMS
 from vlmexp.data.turns import stored_turns
 from vlmexp.errors import UserError
 
-_ATOMS = frozenset((str, int, float, bool, type(None)))
 _FILES = (bytes, Path)
 
 
@@ -74,9 +74,12 @@ class MediaStore:
             if not (self.root / path).exists():
                 (self.root / path).write_bytes(value)
         elif isinstance(value, str | Path):
-            if str(value) != str(value).encode(errors="replace").decode():
-                raise ValueError(f"{str(value)!a} is not in UTF-8: rename the file")
-            path = Path(os.path.expanduser(value)).absolute()  # Path's own raises for a ~ of somebody unknown
+            text = str(value)
+            if not text.isascii() and text != text.encode(errors="replace").decode():
+                raise ValueError(f"{text!a} is not in UTF-8: rename the file")
+            # Path's own raises for a ~ of somebody unknown.
+            whole = value if isinstance(value, Path) and value.is_absolute() else Path(os.path.expanduser(value))
+            path = whole.absolute()
         else:
             raise ValueError(f"{repr(value)[:60]} is a {type(value).__name__} and no path")
         self.kinds[path] = kind
@@ -104,9 +107,9 @@ def stored_row(
     # Encoded files in a column without a role have no use.
     roles = columns.values()
     stored = {
-        name: value if type(value) in _ATOMS or name in roles else _plain(value)
+        name: value if type(value) in ATOMS or name in roles else _plain(value)
         for name, value in row.items()
-        if not _is_file(value)
+        if type(value) in ATOMS or not _is_file(value)
     }
     for role, column in columns.items():
         if column is None or role == CONVERSATION:
@@ -143,7 +146,7 @@ def stored_row(
 
 def _plain(value: Any) -> Any:
     """A value that JSON can hold: times as ISO text, durations in seconds, decimals as text, arrays as lists."""
-    if type(value) in _ATOMS:  # nearly all are: the types below take their time to be told apart
+    if type(value) in ATOMS:
         return value
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
@@ -172,7 +175,5 @@ def _decoded(address: str) -> bytes:
 
 
 def _is_file(value: Any) -> bool:
-    if type(value) in _ATOMS:
-        return False
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, _FILES) or (isinstance(first, dict) and "bytes" in first)

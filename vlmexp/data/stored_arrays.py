@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from vlmexp.data.garbage import spared
 from vlmexp.files import digest
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,17 @@ def stored_array(folder: Path, name: str, key: Mapping[str, Any], make: Callable
         lock.acquire()
     except OSError as error:
         log.debug("%s cannot be written (%s).", folder, error)
-        return make()
+        return _made(make)
     try:
         found = _read(path)
-        return _written(path, make()) if found is None else found
+        return _written(path, _made(make)) if found is None else found
     finally:
         lock.release()
+
+
+def _made(make: Callable[[], np.ndarray]) -> np.ndarray:
+    with spared():
+        return make()
 
 
 def _read(path: Path) -> np.ndarray | None:

@@ -152,10 +152,12 @@ class _Annotations:
 def _images(folder: Path, coco: str) -> Callable[[Any], Path]:
     """From the id of an image to its file; questions about an image stand together, and one path is made for them."""
 
+    below = folder / coco
+
     @functools.lru_cache(1)
     def path(image: Any) -> Path:
         number = f"{image:012d}" if isinstance(image, int) else image
-        return folder / coco / f"COCO_{coco}_{number}.jpg"
+        return below / f"COCO_{coco}_{number}.jpg"
 
     return lambda image: path(image) if isinstance(image, int | str) else path.__wrapped__(image)
 

@@ -26,6 +26,7 @@ class EpochSampler(Sampler[int]):
     def __init__(self, order: Order, count: int, seed: int, batch_size: int = 1, drop_last: bool = False) -> None:
         self.order, self.count, self.seed, self.epoch, self.batch_size = order, count, seed, 0, batch_size
         self.drop_last = drop_last
+        self._last: tuple[int, np.ndarray] | None = None  # epoch and order: several ask for those of one epoch
 
     def __iter__(self) -> Iterator[int]:
         order = self._of(self.epoch)
@@ -54,7 +55,9 @@ class EpochSampler(Sampler[int]):
         return min(self.count, self.batches_per_epoch * self.batch_size)
 
     def _of(self, epoch: int) -> np.ndarray:
-        return self.order(random.Random(f"{self.seed}:{epoch}"))
+        if self._last is None or self._last[0] != epoch:
+            self._last = epoch, self.order(random.Random(f"{self.seed}:{epoch}"))
+        return self._last[1]
 
 
 class StoredBatches(Sampler[list[int]]):
