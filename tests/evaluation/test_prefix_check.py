@@ -28,7 +28,7 @@ def asked(draw):
 @pytest.fixture
 def found(model, make_collator, asked):
     keys = [row.images for row in asked]
-    return partial(find_sharing, model, make_collator(), asked, keys)
+    return partial(find_sharing, model, make_collator(), asked, keys, longest=100)
 
 
 def test_what_is_exact_is_taken(found, model, monkeypatch):
@@ -36,6 +36,16 @@ def test_what_is_exact_is_taken(found, model, monkeypatch):
     assert found(packs=False, is_known=False) == Sharing()
     monkeypatch.setattr(model.config.get_text_config(), "_attn_implementation_internal", "eager")
     assert found(packs=True, is_known=False) == Sharing()  # which reads masks and nothing else
+
+
+def test_a_window_that_is_shorter_than_a_question(found, model, monkeypatch):
+    config = model.config.get_text_config()
+    monkeypatch.setattr(config, "use_sliding_window", True, raising=False)
+    monkeypatch.setattr(config, "sliding_window", 100, raising=False)
+    assert found(packs=True, is_known=True) == Sharing(packed=True)
+    monkeypatch.setattr(config, "sliding_window", 99)
+    refused = Sharing("some layers look 99 tokens back, and the longest row has 100")
+    assert found(packs=True, is_known=True) == refused
 
 
 def test_questions_that_see_each_other_are_not_packed(found, monkeypatch):

@@ -163,7 +163,7 @@ class Asker:
         options = self.config.evaluation.generation
         shared = not one_by_one and shares_images(self.config, self.collator, keys, with_loss=False)
         packs = not one_by_one and not options and self._may_pack()
-        sharing = self._sharing(asked["examples"], keys) if shared or packs else Sharing("nobody wants it")
+        sharing = self._sharing(asked, keys) if shared or packs else Sharing("nobody wants it")
         shared = sharing.refused is None and (shared or sharing.packed)
         if shared and options:
             self.run.note_fallback(
@@ -186,7 +186,7 @@ class Asker:
         sharing = Sharing()
         if not reasons and not one_by_one:
             keys = [str(media_key(example) or index) for index, example in enumerate(asked["examples"])]
-            sharing = self._sharing(asked["examples"], keys)
+            sharing = self._sharing(asked, keys)
             reasons += filter(None, [sharing.refused])
         if reasons:
             self.run.note_fallback(
@@ -207,11 +207,13 @@ class Asker:
         wanted = options.share_images != "never" and options.packing != "never"
         return wanted and not reasons_not_to_share(self.config, self.collator, with_loss=False)
 
-    def _sharing(self, examples: Sequence[Example], keys: Sequence[str]) -> Sharing:
+    def _sharing(self, asked: Mapping[str, Any], keys: Sequence[str]) -> Sharing:
         """How images are shared with this model, which is tried once."""
         if not self._found:
             packs, is_known = self.config.collator.packing != "never", not tries_sharing(self.config)
-            self._found.append(find_sharing(self.model, self.collator, examples, keys, packs, is_known))
+            longest = max(asked["lengths"], default=0) + self.max_new_tokens
+            found = find_sharing(self.model, self.collator, asked["examples"], keys, packs, is_known, longest)
+            self._found.append(found)
             if self._found[0].refused is not None:
                 log.info("Every question is read for itself: behind a shared image, %s.", self._found[0].refused)
         return self._found[0]

@@ -12,6 +12,7 @@ from vlmexp import distributed
 from vlmexp.collator.batch import Collator
 from vlmexp.data.example import Example
 from vlmexp.evaluation.ranking import Ranking, rank_answers
+from vlmexp.models.masked_attention import refuses_window
 
 EXACT = 1e-4  # of a log-likelihood in float32
 MOST = 5e-2  # what lower precision is allowed to
@@ -32,11 +33,18 @@ class Sharing:
 
 
 def find_sharing(
-    model: Any, collator: Collator, examples: Sequence[Example], keys: Sequence[object], packs: bool, is_known: bool
+    model: Any,
+    collator: Collator,
+    examples: Sequence[Example],
+    keys: Sequence[object],
+    packs: bool,
+    is_known: bool,
+    longest: int,
 ) -> Sharing:
     """What is exact with this model, the same on every rank.
 
     Args:
+        longest: tokens of a question with its media and answer.
         keys: equal for examples about the same media.
         packs: whether reading without padding is wanted.
         is_known: sharing with padding need not be tried.
@@ -46,6 +54,8 @@ def find_sharing(
         found = distributed.gathered(refuses_sharing(model, collator, examples, keys, packed))
         return next(filter(None, found), None)
 
+    if (why := refuses_window(model, longest)) is not None:  # behind the cache
+        return Sharing(why)
     if packs and refused(packed=True) is None:
         return Sharing(packed=True)
     return Sharing(None if is_known else refused(packed=False))

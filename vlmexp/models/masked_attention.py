@@ -42,6 +42,22 @@ def masked_attention(
     return (weights @ value).view(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
+def refuses_window(model: Any, longest: int) -> str | None:
+    """Why masks that know no sliding window are not those of this model; None: they are, for rows up to a length.
+
+    Args:
+        longest: tokens of a row.
+    """
+    config = model.config.get_text_config()
+    windows = [getattr(module, "sliding_window", None) for module in model.modules()]
+    if getattr(config, "use_sliding_window", True):
+        windows.append(getattr(config, "sliding_window", None))
+    smallest = min((window for window in windows if type(window) is int), default=longest)
+    if longest <= smallest:
+        return None
+    return f"some layers look {smallest} tokens back, and the longest row has {longest}"
+
+
 @cache
 def _registered() -> None:
     AttentionInterface.register(NAME, masked_attention)

@@ -74,7 +74,10 @@ class AnswerScores:
         with undisturbed(model):
             if self._sharing is None:
                 keys = [media_key(example) or index for index, example in enumerate(self.examples)]
-                self._sharing = find_sharing(model, self.collator, self.examples, keys, self._packing, self._is_known)
+                self._sharing = find_sharing(
+                    model, self.collator, self.examples, keys, self._packing, self._is_known,
+                    int(self.examples.lengths.max(initial=0)) + self._max_new_tokens,
+                )  # fmt: skip
             own = generate_answers(
                 model, self.collator, self.examples, self.examples.lengths.tolist(),
                 self._batch_size, self._max_new_tokens, self._options, "answer",

@@ -18,6 +18,7 @@ from vlmexp.data.prepare import Prepared
 from vlmexp.data.stage import load_split
 from vlmexp.errors import UserError
 from vlmexp.files import write_jsonl
+from vlmexp.models.masked_attention import refuses_window
 from vlmexp.parts import note_texts, packs, refused_share, shares_images
 from vlmexp.runs import Run
 from vlmexp.training.layout import PLAIN, Layout, layout_test, tried_on
@@ -75,13 +76,14 @@ def decide_layout(
     refused = dict[str, str]()
     train = data.splits["train"]
     chosen = tried_on(train.lengths, train.media_lengths, data.keys["train"])
+    longest = max(int(fitted.lengths.max(initial=0)) for fitted in data.splits.values())
     with undisturbed(model):
         test = layout_test(model, collator, [train[index] for index in chosen], arguments)
         for layout in candidates:
-            is_known = layout == PLAIN or (
-                not layout.packed and str(config.model.shared_image_prefix).lower() == "true"
-            )
+            has_mask = layout.shared and not layout.packed  # which knows no sliding window
+            is_known = layout == PLAIN or (has_mask and str(config.model.shared_image_prefix).lower() == "true")
             reasons = [] if is_known else distributed.gathered(test.refuses(layout))
+            reasons += [refuses_window(model, longest)] if has_mask else []
             if (why := next(filter(None, reasons), None)) is None:
                 break
             refused[layout.described] = why
