@@ -10,8 +10,8 @@ import torch
 from tests.conftest import example
 from tests.training.conftest import logged
 from tests.training.test_train import run_training
+from vlmexp.collator import packing
 from vlmexp.errors import UserError
-from vlmexp.models import packing
 from vlmexp.models.adapter import attach
 from vlmexp.models.packed_attention import Segment
 from vlmexp.parts import packs

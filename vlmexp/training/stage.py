@@ -374,8 +374,8 @@ def build_trainer(
     if extras.memory_preflight:
         rows = {split: (fitted, keys[split]) for split, fitted in data.splits.items()}
         trainer.add_callback(MemoryPreflight(trainer, sampler, rows["train"], rows.get("validation"), run.update))
-    if "arithmetic" not in run.record:
-        trainer.add_callback(ArithmeticUse(trainer, train, keys["train"], run.update))
+        if "arithmetic" not in run.record:
+            trainer.add_callback(ArithmeticUse(trainer, train, keys["train"], run.update))
     if extras.profile is not None:
         trainer.add_callback(StepProfile(extras.profile, run.path("profile")))
     if extras.gradient_audit != "off":
