@@ -62,6 +62,8 @@ MISTAKES = {
     "evaluation.generation.max_length=9": ["evaluation.generation.max_length", "evaluation.max_new_tokens"],
     "evaluation.generation.top_p=1.5": ["evaluation.generation.top_p=1.5", "at least 0 and at most 1"],
     "evaluation.generation.penalty_alpha=0.6": ["evaluation.generation.penalty_alpha=0.6", "code of the Hub"],
+    "evaluation.generation.guidance_scale=0": ["evaluation.generation.guidance_scale=0", "where there are images"],
+    "evaluation.generation.suppress_tokens=' '": ["evaluation.generation.suppress_tokens=' '", "a list of token ids"],
     "evaluation.generation.eos_token_id=1": ["evaluation.generation.eos_token_id", "model.end_of_turn"],
     "stage=export": ["stage=export", "run=DIRECTORY"],
     "peft.r=abc": ["peft.r='abc'", "int"],

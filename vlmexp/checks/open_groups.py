@@ -6,7 +6,7 @@ Their names are checked against the installed classes, without importing them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlmexp.bounds import Bounds
@@ -69,6 +69,7 @@ MOVED_GENERATION = (
     "low_memory", "penalty_alpha", "dola_layers", "diversity_penalty", "num_beam_groups", "constraints",
     "force_words_ids",
 )  # fmt: skip
+TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens")
 GENERATION_BOUNDS = {
     **dict.fromkeys(("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), Bounds(least=0, most=1)),
     **dict.fromkeys(
@@ -143,6 +144,14 @@ def _check_generated(name: str, value: Any) -> None:
     """The kind of a value of `evaluation.generation`, and its range."""
     default = returned_defaults(*GENERATION_CONFIG, "_get_default_generation_params").get(name)
     option, bounds = f"evaluation.generation.{name}", GENERATION_BOUNDS.get(name)
+    if name == "guidance_scale" and value != 1:
+        raise UserError(
+            f"{option}={value} asks the model once more without its prompt, which transformers does for texts alone "
+            "and not where there are images: leave it out."
+        )
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if name in TOKEN_LISTS and not (is_list and all(type(token) is int for token in value)):
+        raise UserError(f"{option}={shown(repr(value))} must be a list of token ids, as in {option}=[1,2].")
     if isinstance(default, bool) or name in FLAGS_GENERATION:
         if not isinstance(value, bool) and name != "early_stopping":  # that may be "never"
             raise UserError(f"{option}={shown(repr(value))} must be true or false.")
