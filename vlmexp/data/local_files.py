@@ -15,7 +15,8 @@ from vlmexp.data.shards import split_files
 from vlmexp.data.tables import READERS, read_rows
 from vlmexp.errors import UserError
 
-_ALIKE = (".csv", ".tsv", ".parquet")  # tables whose rows all have the same columns
+_ALIKE = (".csv", ".tsv")  # tables whose rows all have the same columns
+_ELSEWHERE = (".parquet",)  # read in a process of its own, which each point of a sweep would start
 _FEW = 200  # rows, which are read in a moment
 
 
@@ -61,13 +62,14 @@ def files(
 
 
 def table_columns(options: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The columns of each split whose tables tell them at once: their rows are all alike, or few."""
+    """The columns of each split whose tables tell them at once: texts whose rows are all alike, or few."""
     named = {split: options.get(split) for split in ("train", "validation", "test")}
     known = {}
     for split, given in named.items():
-        if not given:
+        endings = {path.suffix.lower() for _, path in _found(split, given)} if given else set()
+        if not endings or not endings.isdisjoint(_ELSEWHERE):
             continue
-        are_alike = all(path.suffix.lower() in _ALIKE for _, path in _found(split, given))
+        are_alike = endings.issubset(_ALIKE)
         rows = iter(files(**{**options, **dict.fromkeys(named), split: given})[split])
         first = list(itertools.islice(rows, 1 if are_alike else _FEW))
         if are_alike or len(first) < _FEW:
