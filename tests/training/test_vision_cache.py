@@ -11,8 +11,8 @@ import pytest
 
 from tests.training.watched import watching
 from vlmexp.collator import media
-from vlmexp.evaluation.stage import eval_finetuned
-from vlmexp.evaluation.suite import FINETUNED
+from vlmexp.evaluation.stage import eval_base, eval_finetuned
+from vlmexp.evaluation.suite import BASE, FINETUNED
 from vlmexp.files import read_json, read_jsonl
 from vlmexp.interruption import Preempted
 from vlmexp.models import encoders
@@ -94,6 +94,19 @@ def test_the_same_steps_without_a_look_at_a_picture(small, tmp_path, monkeypatch
     with Run.open(tmp_path / "evaluation", config, []) as run:
         eval_finetuned(config, run)
         assert run.record["vision_features"][FINETUNED]["folder"] == about["folder"]
+        assert run.record["sharing"]["share_images"]
+
+    # The base model has the same tower, and answers as it does to pixels.
+    answers = []
+    for value in ("on", "off"):
+        config = small(f"train.cache_vision_features={value}", "evaluation.metrics=[exact_match]")
+        config.stage = "eval_base"
+        with Run.open(tmp_path / f"base-{value}", config, []) as run:
+            eval_base(config, run)
+            found = run.record["vision_features"][BASE]
+        assert (found["used"], found.get("folder")) == (value == "on", about["folder"] if value == "on" else None)
+        answers.append((tmp_path / f"base-{value}" / "evaluation" / f"{BASE}_predictions.jsonl").read_bytes())
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.slow

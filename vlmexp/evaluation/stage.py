@@ -45,7 +45,7 @@ from vlmexp.models.checkpoint import fingerprint
 from vlmexp.models.encoders import Encoder
 from vlmexp.models.fit import check_forward
 from vlmexp.models.load import check_model, commit, device_name, load_model
-from vlmexp.parts import build_collator, model_source, module_patterns, set_threads, shares_images
+from vlmexp.parts import build_collator, model_source, module_patterns, set_threads
 from vlmexp.report import print_paths, print_scores
 from vlmexp.runs import Run
 from vlmexp.suites import evaluated
@@ -247,17 +247,16 @@ def keep_features(
     """Have the vision tower look at every picture once, for the evaluations before and after a training."""
     if config.evaluation.generation:  # beams and samples repeat what belongs to a picture, each family in its own way
         return
-    own = fitted.media_keys(keys)
-    pictures = pictures_of(fitted, own)
+    model.requires_grad_(False)  # nothing is trained here
+    pictures = pictures_of(fitted, fitted.media_keys(keys))
     trains_it = not {"vision", "projector"}.isdisjoint(peft_extras(config).train_parts)
     evaluations = 2.0 if config.stage == "pipeline" and not trains_it else 1.0
-    shared = shares_images(config, collator, own, with_loss=False)
     about = use_stored_features(
         model,
         lambda: Encoder(model, module_patterns(config)),
         [collator],
         pictures,
-        evaluations if shared else evaluations * len(fitted) / max(1, len(pictures.examples)),
+        evaluations,  # within one, the questions about a picture share it where they can
         train_extras(config).cache_vision_features,
         Path(config.paths.data).expanduser() / FOLDER,
         None,
