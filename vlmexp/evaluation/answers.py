@@ -214,6 +214,7 @@ class Asker:
             longest = max(asked["lengths"], default=0) + self.max_new_tokens
             found = find_sharing(self.model, self.collator, asked["examples"], keys, packs, is_known, longest)
             self._found.append(found)
+            self.run.update(sharing={"share_images": found.refused is None, **dataclasses.asdict(found)})
             if self._found[0].refused is not None:
                 log.info("Every question is read for itself: behind a shared image, %s.", self._found[0].refused)
         return self._found[0]
